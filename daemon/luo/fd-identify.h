@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "util/macro.h"
+
+/* What a received file descriptor is. Nothing a client says of it is believed before this was asked. */
+
+typedef enum FdKind {
+        FD_KIND_MEMFD,
+        FD_KIND_IOMMUFD,
+        FD_KIND_VFIO,
+        FD_KIND_STATE,
+        _FD_KIND_MAX,
+        _FD_KIND_INVALID = -EINVAL,
+} FdKind;
+
+typedef enum FdOutcome {
+        FD_OUTCOME_PRESERVED,
+        FD_OUTCOME_RESET,
+        FD_OUTCOME_REBUILT,
+        _FD_OUTCOME_MAX,
+        _FD_OUTCOME_INVALID = -EINVAL,
+} FdOutcome;
+
+const char *luv_fd_kind_to_string(FdKind k);
+FdKind luv_fd_kind_from_string(const char *s);
+const char *luv_fd_outcome_to_string(FdOutcome o);
+FdOutcome luv_fd_outcome_from_string(const char *s);
+
+typedef struct FdIdentity {
+        FdKind kind;       /* MEMFD, IOMMUFD or VFIO; a state is a memfd with another purpose */
+        uint64_t dev, ino; /* identity of the file: the same file twice has the same pair; iommufd: see .c */
+        uint64_t size;     /* memfd: bytes */
+        uint64_t allocated; /* memfd: bytes that have pages */
+        char device[16];    /* vfio: PCI address, else empty */
+} FdIdentity;
+
+/*
+ * Looks at FD with fstat, fdinfo, sysfs and probing ioctls that change nothing. With SIMULATED, memfds
+ * named "luvfio-sim:iommufd" and "luvfio-sim:vfio:<pci address>" stand for the real thing.
+ * 0; -EOPNOTSUPP if it is of no kind that can be preserved (*ret_reason says what it is, caller frees);
+ * -EBADF if it is no open fd.
+ */
+int luv_fd_identify(int fd, bool simulated, FdIdentity *ret, char **ret_reason);
