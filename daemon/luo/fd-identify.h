@@ -28,9 +28,9 @@ const char *luv_fd_outcome_to_string(FdOutcome o);
 FdOutcome luv_fd_outcome_from_string(const char *s);
 
 typedef struct FdIdentity {
-        FdKind kind;       /* MEMFD, IOMMUFD or VFIO; a state is a memfd with another purpose */
-        uint64_t dev, ino; /* identity of the file: the same file twice has the same pair; iommufd: see .c */
-        uint64_t size;     /* memfd: bytes */
+        FdKind kind;        /* MEMFD, IOMMUFD or VFIO; a state is a memfd with another purpose */
+        uint64_t dev, ino;  /* identity of the file; all iommufds have the same pair: see luv_fd_same() */
+        uint64_t size;      /* memfd: bytes */
         uint64_t allocated; /* memfd: bytes that have pages */
         char device[16];    /* vfio: PCI address, else empty */
 } FdIdentity;
@@ -42,3 +42,9 @@ typedef struct FdIdentity {
  * -EBADF if it is no open fd.
  */
 int luv_fd_identify(int fd, bool simulated, FdIdentity *ret, char **ret_reason);
+
+/*
+ * 1 if both are the same open file (a dup, or passed by a socket), 0 if not. Two opens of /dev/iommu look
+ * the same to fstat and are not, so the kernel is asked (kcmp). -EBADF.
+ */
+int luv_fd_same(int a, int b);

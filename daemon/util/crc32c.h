@@ -1,0 +1,7 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include "util/macro.h"
+
+/* CRC-32C (Castagnoli) as iSCSI and ext4 have it: of "123456789" it is 0xe3069283. */
+uint32_t luv_crc32c(const void *data, size_t size);

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include <json-c/json.h>
+
+#include "util/macro.h"
+
+/* json-c for documents that outlive the process: manifest, history, plugin configuration. Never the socket.
+ */
+
+#define LUVFIO_JSON_SIZE_MAX ((size_t) 16 * 1024 * 1024)
+#define LUVFIO_JSON_DEPTH_MAX 16
+
+static inline void json_object_putp(struct json_object **o)
+{
+        if (*o)
+                (void) json_object_put(*o);
+}
+#define _cleanup_json_ _cleanup_(json_object_putp)
+
+/* One whole JSON value, strict, UTF-8, nothing after it. -EBADMSG, with a sentence. */
+int luv_json_parse(const char *data, size_t size, struct json_object **ret, char **ret_reason);
+
+/*
+ * Members of an object, strictly typed. -EBADMSG with a sentence that names the member. Outputs of a
+ * nullable member that is absent or null are NULL or 0. WHERE names the object for the sentence.
+ */
+int luv_json_get(struct json_object *o, const char *where, const char *key, enum json_type type,
+                 struct json_object **ret, char **ret_reason);
+int luv_json_get_string(struct json_object *o, const char *where, const char *key, bool nullable, char **ret,
+                        char **ret_reason);
+/* 0..2^64-2: an integer that is not negative and was not cut. */
+int luv_json_get_u64(struct json_object *o, const char *where, const char *key, bool nullable, uint64_t *ret,
+                     char **ret_reason);
+int luv_json_get_bool(struct json_object *o, const char *where, const char *key, bool nullable, bool *ret,
+                      char **ret_reason);
+
+/* Add a member; a NULL string adds nothing. -ENOMEM. */
+int luv_json_add(struct json_object *o, const char *key, struct json_object *value /* taken */);
+int luv_json_add_string(struct json_object *o, const char *key, const char *s);
+int luv_json_add_u64(struct json_object *o, const char *key, uint64_t v);
+int luv_json_add_bool(struct json_object *o, const char *key, bool v);
