@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Makes what the test host boots: the tiny image, the full image, and the disk with a run's own files."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from luvtest import cache, progress
+from luvtest.paths import CHECKOUT
+
+HERE = Path(__file__).resolve().parent
+GUEST = HERE / "guest"
+
+# The full image: Debian with systemd, and no more than what luvfiod and the example VMMs need.
+PACKAGES = [
+    "systemd", "systemd-sysv", "udev", "mount", "dbus", "polkitd", "kmod", "libjson-c5", "libcap2", "libglib2.0-0t64",
+    "procps", "iproute2", "pciutils", "python3-minimal", "jq",
+]
+
+# What systemd starts by default and no test needs; it would only cost time in every boot.
+MASKED = [
+    "getty@tty1.service", "serial-getty@ttyS0.service", "getty.target", "systemd-firstboot.service",
+    "systemd-networkd-wait-online.service", "systemd-hwdb-update.service", "ldconfig.service",
+    "systemd-journal-catalog-update.service", "systemd-pcrphase.service", "systemd-pcrphase-sysinit.service",
+    "systemd-pcrmachine.service", "systemd-tpm2-setup.service", "systemd-tpm2-setup-early.service",
+    "systemd-update-utmp.service", "systemd-update-utmp-runlevel.service", "systemd-binfmt.service",
+    "systemd-boot-random-seed.service", "dpkg-db-backup.timer", "systemd-tmpfiles-clean.timer",
+    "fstrim.timer", "e2scrub_all.timer", "e2scrub_reap.service", "systemd-sysext.service",
+    "systemd-confext.service", "systemd-rfkill.service", "systemd-rfkill.socket", "dev-hugepages.mount",
+    "sys-kernel-tracing.mount", "systemd-modules-load.service",
+]
+
+# In both images, relative to /.
+HELPERS = {
+    "run": "usr/lib/luvhost/run",
+    "jump": "usr/local/bin/jump",
+    "mark": "usr/local/bin/mark",
+    "bdf": "usr/local/bin/bdf",
+    "vfio-bind": "usr/local/bin/vfio-bind",
+}
+
+
+def compile_static(source, to):
+    subprocess.run(["gcc", "-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-o", to, source],
+                   check=True)
+
+
+def tool(name):
+    """A static program of ours that runs outside or inside; compiled once."""
+    source = HERE / name if (HERE / name).exists() else GUEST / name
+    folder = cache.entry(f"tool-{source.stem}", [source], lambda d: compile_static(source, d / source.stem))
+    return folder / source.stem
+
+
+def install(source, to, mode=0o755):
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, to)
+    to.chmod(mode)
+
+
+def install_helpers(root):
+    for name, to in HELPERS.items():
+        install(GUEST / name, root / to)
+    install(tool("jump.c"), root / "usr/lib/luvhost/jump")
+
+
+def tiny():
+    """The initramfs of the tiny image: busybox and our helpers."""
+    busybox = Path("/usr/bin/busybox") if Path("/usr/bin/busybox").exists() else Path("/bin/busybox")
+    inputs = [busybox, GUEST / "tiny-init", tool("jump.c")] + [GUEST / n for n in HELPERS]
+
+    def make(folder):
+        root = folder / "root"
+        for d in "usr/bin usr/sbin usr/lib usr/lib64 usr/local/bin proc sys dev run tmp root boot mnt etc".split():
+            (root / d).mkdir(parents=True)
+        for d in "bin sbin lib lib64".split():
+            (root / d).symlink_to(f"usr/{d}")
+        install(busybox, root / "usr/bin/busybox")
+        for applet in subprocess.run([busybox, "--list-full"], check=True, capture_output=True,
+                                     text=True).stdout.split():
+            if applet != "bin/busybox":
+                path = root / applet
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if not path.is_symlink():
+                    path.symlink_to("/bin/busybox")
+        install(GUEST / "tiny-init", root / "init")
+        install_helpers(root)
+        with open(folder / "initrd", "wb") as f:
+            names = subprocess.run(["find", ".", "-print0"], cwd=root, check=True, capture_output=True).stdout
+            archive = subprocess.run(["cpio", "--null", "-o", "-H", "newc", "--quiet", "-R", "0:0"], cwd=root,
+                                     input=names, check=True, capture_output=True).stdout
+            f.write(subprocess.run(["gzip", "-1n"], input=archive, check=True, capture_output=True).stdout)
+        shutil.rmtree(root)
+
+    return cache.entry("tiny", inputs, make) / "initrd"
+
+
+def mirror():
+    script = f". '{CHECKOUT}/tests/lib/debian.sh'; debian_mirror; echo --; debian_apt_options"
+    found = subprocess.run(["bash", "-euc", script], check=True, capture_output=True, text=True).stdout
+    uri, _, options = found.partition("\n--\n")
+    return uri.strip(), options
+
+
+def full(suite):
+    """The disk image of the full image."""
+    files = ["first-boot", "luvhost.service"]
+    inputs = [suite, *PACKAGES, *MASKED, tool("jump.c"), Path(__file__)]
+    inputs += [GUEST / n for n in [*HELPERS, *files]]
+    packages = [p.replace("libglib2.0-0t64", "libglib2.0-0") if suite == "bookworm" else p for p in PACKAGES]
+
+    def make(folder):
+        root = folder / "root"
+        uri, options = mirror()
+        (folder / "apt.conf").write_text(options)
+        progress.run(f"making the full image: Debian {suite} (about a minute)", [
+            "mmdebstrap", "--mode=root", "--variant=essential", "--format=directory",
+            # A suite under development is not always published in time; its signature is checked all the same.
+            f"--aptopt={folder}/apt.conf", "--aptopt=Acquire::Check-Valid-Until \"false\"",
+            "--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/doc/*",
+            "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
+            f"--include={','.join(packages)}", suite, str(root), f"deb {uri} {suite} main",
+        ])
+        install_helpers(root)
+        install(GUEST / "first-boot", root / "usr/lib/luvhost/first-boot")
+        install(GUEST / "luvhost.service", root / "usr/lib/systemd/system/luvhost.service", 0o644)
+        systemctl = ["systemctl", f"--root={root}"]
+        subprocess.run([*systemctl, "enable", "luvhost.service"], check=True, capture_output=True)
+        subprocess.run([*systemctl, "mask", *MASKED], check=True, capture_output=True)
+        subprocess.run([*systemctl, "set-default", "multi-user.target"], check=True, capture_output=True)
+        (root / "etc/machine-id").write_text("6c75766669" + "0" * 21 + "1\n")
+        (root / "etc/hostname").write_text("luvhost\n")
+        (root / "etc/fstab").write_text("")
+        (root / "out").mkdir()
+        (root / "var/log/journal").mkdir(exist_ok=True)
+        journald = root / "etc/systemd/journald.conf.d/luvhost.conf"
+        journald.parent.mkdir(parents=True, exist_ok=True)
+        journald.write_text("[Journal]\nStorage=persistent\nSystemMaxUse=64M\nAudit=no\nRateLimitBurst=0\n")
+        shutil.rmtree(root / "var/cache/apt", ignore_errors=True)
+        shutil.rmtree(root / "var/lib/apt/lists", ignore_errors=True)
+        progress.run("making the full image's disk", [
+            "mke2fs", "-q", "-t", "ext4", "-L", "luvroot", "-d", str(root), "-E", "lazy_itable_init=0,nodiscard",
+            str(folder / "disk.raw"), "3G"])
+        shutil.rmtree(root)
+        (folder / "apt.conf").unlink()
+
+    return cache.entry(f"full-{suite}", inputs, make) / "disk.raw"
+
+
+def is_dynamic(path):
+    with open(path, "rb") as f:
+        head = f.read(4)
+    if head != b"\x7fELF":
+        return False
+    return "INTERP" in subprocess.run(["readelf", "-lW", path], capture_output=True, text=True,
+                                      check=False).stdout
+
+
+def libraries(path):
+    """What a dynamic program needs from the build root."""
+    found = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
+    return [Path(p) for p in re.findall(r"(?:=> |^\s+)(/\S+) \(0x", found, re.MULTILINE)]
+
+
+def place(tree, source, to):
+    """Puts a file or folder at a path of the image."""
+    target = tree / str(to).lstrip("/")
+    if str(to).endswith("/"):
+        target = target / source.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        subprocess.run(["cp", "-a", "--no-preserve=ownership", f"{source}/.", f"{target}/"], check=True)
+    else:
+        shutil.copy2(source, target)
+
+
+def run_disk(path, work, kernels, initrd, scripts, files, overlays, with_libraries):
+    """The disk with this run's kernels, scripts and files."""
+    top = work / "run"
+    shutil.rmtree(top, ignore_errors=True)
+    boot, tree = top / "boot", top / "tree"
+    boot.mkdir(parents=True)
+    lib = tree / "usr/lib/luvhost"
+    lib.mkdir(parents=True)
+
+    for name, kernel in kernels.items():
+        shutil.copyfile(kernel, boot / f"vmlinuz-{name}")
+        modules = kernel.parent / "modules/lib/modules"
+        if modules.is_dir():
+            place(tree, modules, "/usr/lib/modules")
+    if initrd:
+        shutil.copyfile(initrd, boot / "initrd")
+    for overlay in overlays:
+        place(tree, overlay, "/")
+        if (overlay / "usr/lib/sysusers.d").exists():
+            (top / "sysusers").touch()
+    for source, to in files:
+        place(tree, source, to)
+    for n, script in enumerate(scripts, 1):
+        target = lib / f"script.{n}"
+        target.write_bytes(script)
+        target.chmod(0o755)
+    (lib / "scripts").write_text(f"{len(scripts)}\n")
+
+    if with_libraries:
+        for program in [p for p in tree.rglob("*") if p.is_file() and not p.is_symlink() and is_dynamic(p)]:
+            for library in libraries(program):
+                if not (tree / str(library).lstrip("/")).exists():
+                    place(tree, library.resolve(), library)
+
+    # Both images have these as links into /usr.
+    for d in ("bin", "sbin", "lib", "lib64"):
+        if (tree / d).is_dir():
+            place(tree, tree / d, f"/usr/{d}")
+            shutil.rmtree(tree / d)
+
+    size = sum(p.lstat().st_size + 4096 for p in top.rglob("*")) * 5 // 4 + (16 << 20)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-L", "luvrun", "-E", "root_owner=0:0,nodiscard",
+                    "-d", str(top), str(path), f"{size >> 10}k"], check=True, stdin=subprocess.DEVNULL)
+    shutil.rmtree(top)
+
+
+def extract_out(disk, folder, boots):
+    """Unpacks what the scripts left in /out; returns the names."""
+    folder.mkdir(exist_ok=True)
+    names = set()
+    for boot in range(1, boots + 1):
+        offset = (1 << 20) + (boot - 1) * (64 << 20)
+        with open(disk, "rb") as f:
+            f.seek(offset + 257)
+            if f.read(5) != b"ustar":
+                continue
+            f.seek(offset)
+            # The archive ends itself; what follows it is empty.
+            subprocess.run(["tar", "-C", str(folder), "--no-same-owner", "-xf", "-"], stdin=f, check=False,
+                           stderr=subprocess.DEVNULL)
+    for p in folder.rglob("*"):
+        if p.is_file():
+            names.add(os.path.relpath(p, folder))
+    return sorted(names)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""For scenarios in Python: run the test host, report single tests as TAP."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from .paths import CHECKOUT, TESTS
+
+FULL = bool(os.environ.get("LUV_FULL"))
+TREE = os.environ.get("LUV_TREE", "")
+
+_count = 0
+_failed = 0
+
+
+def kernel(variant):
+    """The result folder of a kernel variant."""
+    known = os.environ.get(f"LUV_KERNEL_{variant.upper()}")
+    if not known:
+        built = subprocess.run([CHECKOUT / "kernel/kernel", "build", variant], check=True, stdout=subprocess.PIPE,
+                               text=True)
+        known = os.environ[f"LUV_KERNEL_{variant.upper()}"] = built.stdout.strip().splitlines()[-1]
+    return Path(known)
+
+
+def ok(condition, what, detail=""):
+    """One test. The detail of a failed one goes before it."""
+    global _count, _failed
+    _count += 1
+    if not condition:
+        _failed += 1
+        for line in str(detail).splitlines():
+            print(f"# {line}")
+    print(f"{'ok' if condition else 'not ok'} {_count} - {what}", flush=True)
+    return bool(condition)
+
+
+def skip(what, why):
+    global _count
+    _count += 1
+    print(f"ok {_count} - {what} # SKIP {why}", flush=True)
+
+
+def subtests(prefix, text):
+    """Repeats the TAP lines that were printed inside, each as a test of its own; returns how many."""
+    found = 0
+    for line in text.splitlines():
+        m = re.match(r"\s*(not ok|ok) \d+\s*-?\s*(.*)", line)
+        if not m:
+            continue
+        found += 1
+        what, _, directive = m[2].partition("# ")
+        if directive.upper().startswith("SKIP"):
+            skip(f"{prefix}: {what.strip()}", directive[4:].strip())
+        else:
+            ok(m[1] == "ok", f"{prefix}: {what.strip()}")
+    return found
+
+
+def done():
+    print(f"1..{_count}")
+    sys.exit(1 if _failed else 0)
+
+
+class Result:
+    """What a run of the test host gave."""
+
+    def __init__(self, out, code, said):
+        self.out, self.code, self.said = out, code, said
+        path = out / "result.json"
+        self.json = json.loads(path.read_text()) if path.exists() else {"ok": False, "scripts": [], "boots": []}
+
+    @property
+    def ok(self):
+        return self.code == 0
+
+    def output(self, stage="before"):
+        path = self.out / f"{stage}.out"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def trace(self):
+        path = self.out / "trace.log"
+        return path.read_text(errors="replace").splitlines() if path.exists() else []
+
+    def serial(self):
+        return (self.out / "serial.log").read_text(errors="replace")
+
+    def why(self):
+        """For a failed test: what the test host said last."""
+        return "\n".join(self.said.splitlines()[-60:])
+
+
+def host(name, *arguments, first="a", following="b"):
+    """Runs the test host; name is the folder of its output."""
+    out = Path(os.environ.get("LUV_RUN") or CHECKOUT / "build-scenario") / name
+    command = [os.environ.get("LUV_HOST") or TESTS / "host/host", "--kernel", kernel(first), "--next", kernel(following),
+               "--out", out, *arguments]
+    p = subprocess.run([str(c) for c in command], check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                       stderr=subprocess.STDOUT, text=True, errors="replace")
+    return Result(out, p.returncode, p.stdout)
