@@ -114,11 +114,12 @@ static void replay_missed(struct luvfio *l, const struct luvfio_event *event)
                 deliver(l, type, event);
 }
 
-static void lost(struct luvfio *l, const char *reason)
+static void lost(struct luvfio *l, const char *reason, bool refused)
 {
         /* The text may be the connection's, or that of the last error. */
         _cleanup_free_ char *text = strdup(reason);
-        bool tell = l->stage == EVENTS_ATTACHED || !streq_ptr(text, l->lost_reason);
+        /* Trying again for hours is told once, and again where luvfiod is there but says no. */
+        bool tell = l->stage == EVENTS_ATTACHED || (refused && !streq_ptr(text, l->lost_reason));
 
         link_drop(l);
         l->stage = EVENTS_WAITING;
@@ -201,19 +202,19 @@ static int on_reply(sd_varlink *link, sd_json_variant *parameters, const char *e
         if (error_id) {
                 (void) luv_client_error(l, l->stage == EVENTS_REGISTERING ? "Register" : "Watch", error_id,
                                         parameters);
-                lost(l, strempty(l->error));
+                lost(l, strempty(l->error), !streq(error_id, SD_VARLINK_ERROR_DISCONNECTED));
                 return 0;
         }
         if (l->stage == EVENTS_REGISTERING) {
                 if (luv_client_parse_registration(l, parameters) < 0)
-                        lost(l, "Register: luvfiod's answer makes no sense");
+                        lost(l, "Register: luvfiod's answer makes no sense", true);
                 else
                         l->stage = EVENTS_WATCHING; /* Watch is sent when this reply is done with */
                 return 0;
         }
         on_event(l, parameters);
         if (l->events == link && !(flags & SD_VARLINK_REPLY_CONTINUES))
-                lost(l, "luvfiod ended the Watch: another watches the machine");
+                lost(l, "luvfiod ended the Watch: another watches the machine", false);
         return 0;
 }
 
@@ -311,7 +312,7 @@ static int reconnect(struct luvfio *l)
         if (r < 0) {
                 if (l->stage != EVENTS_REGISTERING)
                         l->stage = EVENTS_WAITING;
-                lost(l, strempty(l->error));
+                lost(l, strempty(l->error), false);
         }
         return r;
 }
@@ -334,13 +335,13 @@ int luv_client_events_process(struct luvfio *l)
                 if (l->events != link)
                         continue;
                 if (r < 0) {
-                        lost(l, strerror(-r));
+                        lost(l, strerror(-r), false);
                         break;
                 }
                 if (stage == EVENTS_REGISTERING && l->stage == EVENTS_WATCHING) {
                         r = watch_send(l);
                         if (r < 0) {
-                                lost(l, strerror(-r));
+                                lost(l, strerror(-r), false);
                                 break;
                         }
                         continue;
@@ -351,6 +352,6 @@ int luv_client_events_process(struct luvfio *l)
 
         r = link_poll(l);
         if (r < 0)
-                lost(l, strerror(-r));
+                lost(l, strerror(-r), false);
         return r == -ENOMEM ? r : 0;
 }

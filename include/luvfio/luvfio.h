@@ -120,7 +120,7 @@ struct luvfio_handlers {
          * luvfiod that lost its memory has nothing, and luvfio_preserve() is to be called again. */
         void (*attached)(struct luvfio *l, const struct luvfio_event *event, void *userdata);
 
-        /* The connection is lost, or cannot be had again for another reason than before; the library goes on
+        /* The connection is lost, or luvfiod is back and refuses the machine; the library goes on
          * trying. `abort` follows where it must. */
         void (*lost)(struct luvfio *l, const char *reason, void *userdata);
 
