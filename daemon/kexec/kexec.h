@@ -20,8 +20,8 @@ void luv_kexec_image_done(KexecImage *i);
 int luv_kexec_inspect(int kernel_fd, KexecImage *ret, char **ret_reason);
 
 /*
- * Every (kind, name) that RUNNING writes ('w' in its mode) must be read ('r') by TARGET.
- * 0, or -EPROTONOSUPPORT with a sentence that names the first one that is not.
+ * Every (kind, name) that RUNNING writes ('w' in its mode) must be read ('r') by TARGET. NULL is a kernel
+ * that does not say. 0, or -EPROTONOSUPPORT with a sentence that names the first one that is not.
  */
 int luv_kexec_abi_compatible(const char *running, const char *target, char **ret_reason);
 
@@ -31,10 +31,19 @@ int luv_kexec_check_cmdline(const char *cmdline, char **ret_reason);
 /* The running kernel's command line without what the boot loader added (BOOT_IMAGE=, initrd=). Caller frees.
  */
 int luv_kexec_running_cmdline(char **ret);
+/* The same of any command line. */
+int luv_kexec_clean_cmdline(const char *cmdline, char **ret);
 
-/* kexec_file_load(2), never kexec_load(2). INITRD_FD may be negative. -EADDRNOTAVAIL: does not fit KHO
- * scratch. */
+/*
+ * kexec_file_load(2), never kexec_load(2). INITRD_FD may be negative: then a UKI's own is taken.
+ * -EADDRNOTAVAIL: does not fit KHO scratch.
+ */
 int luv_kexec_load(int kernel_fd, int initrd_fd, const char *cmdline);
 int luv_kexec_unload(void);
-/* 1 if an image is loaded, 0 if not. */
+/* 1 if an image is loaded, 0 if not; -ENOENT: no kexec in this kernel. */
 int luv_kexec_loaded(void);
+/*
+ * 1 if an image is loaded that this process did not load: perhaps by kexec_load(2), which would lose every
+ * session without a word.
+ */
+int luv_kexec_foreign(void);

@@ -16,8 +16,10 @@
  * process in the cgroup given, one worker a session at most, calls of a session in order.
  *
  * Every call takes a deadline in CLOCK_BOOTTIME microseconds (0: none) and ends in exactly one callback,
- * never from within the call itself. Freeing the LuoCall before that cancels the callback, not always the
- * work. Errors are -errno of the syscall; -ETIME: the deadline; -EPIPE: the worker died.
+ * never from within the call itself. The LuoCall is the caller's, to be freed before or after (or in) the
+ * callback; before, it cancels the callback, not always the work. RET may be NULL: then the call frees
+ * itself. Errors are -errno of the syscall; -ETIME: the deadline; -EPIPE: the worker died, which loses
+ * nothing: the call can be made again.
  */
 
 typedef struct Luo Luo;
@@ -40,10 +42,16 @@ typedef void (*LuoSessionDone)(int error, LuoSession *session, void *userdata);
 typedef void (*LuoDone)(int error, void *userdata);
 
 /*
- * Simulated backend: HANDED_FD is the fd of an earlier incarnation's state (from the jump) or negative;
- * FAIL is "operation:n[:errno]" (create, preserve, freeze, retrieve_session, retrieve, finish), its n-th
- * call fails (default EIO), or NULL. Both ignored by the device backend.
+ * Simulated backend: HANDED_FD is the fd of an earlier incarnation's state (luv_luo_handed_fd(), taken
+ * over) or negative; FAIL is a list "operation:n[:errno],..." (probe, create, preserve, freeze,
+ * retrieve_session, retrieve, finish), whose n-th call fails (default EIO; EBUSY of create and
+ * retrieve_session is a busy device: tried again), or NULL; it is counted on over the jump. With
+ * $LUVFIO_SIMULATED_LOG every operation is written to that file, a line each, in order. Device backend: all
+ * ignored.
  */
+#define LUVFIO_HANDED_ENV "LUVFIO_SIMULATED_STATE"
+/* The fd that a simulated jump left for this incarnation, or -ENOENT; works once. */
+int luv_luo_handed_fd(void);
 int luv_luo_new(sd_event *event, LuoBackend backend, int handed_fd, const char *fail, Luo **ret);
 Luo *luv_luo_ref(Luo *l);
 Luo *luv_luo_unref(Luo *l);
@@ -65,7 +73,7 @@ int luv_luo_session_create(Luo *l, const char *name, uint64_t deadline, LuoSessi
 /* Incoming: -ENOENT no such session, -EINVAL somebody has it. */
 int luv_luo_session_retrieve(Luo *l, const char *name, uint64_t deadline, LuoSessionDone done,
                              void *userdata, LuoCall **ret);
-/* A session fd that came back from the fd store; takes FD. */
+/* A session fd that came back from the fd store; takes FD if it succeeds. -EINVAL: not this session's fd. */
 int luv_luo_session_adopt(Luo *l, const char *name, int fd, bool incoming, LuoSession **ret);
 LuoSession *luv_luo_session_ref(LuoSession *s);
 /* The last reference closes our fd; other holders (the fd store) keep the session. */
@@ -75,7 +83,10 @@ const char *luv_luo_session_get_name(LuoSession *s);
 int luv_luo_session_get_fd(LuoSession *s);
 bool luv_luo_session_is_incoming(LuoSession *s);
 
-/* The cgroup (path as in /proc/PID/cgroup, or NULL for our own) whose memory preserve and retrieve charge.
+/*
+ * The cgroup (path as in /proc/PID/cgroup) in which a worker preserves and retrieves, so that memory is
+ * charged to it. NULL, as at first, or a frozen cgroup: preserve and retrieve are done by this process, at
+ * once: right for the small records and for nothing else. FINISH is always a worker's.
  */
 int luv_luo_session_set_cgroup(LuoSession *s, const char *cgroup);
 
@@ -90,7 +101,8 @@ int luv_luo_session_finish(LuoSession *s, uint64_t deadline, LuoDone done, void 
 
 /*
  * Jump. Returns only on failure, with -errno of reboot(2) (device) or of freeze (simulated); nothing is
- * frozen then. KEPT are fds that the simulated backend carries to the next incarnation (listening sockets),
- * which finds them in LISTEN_FDS; ARGV is its command line.
+ * frozen then; -ENOEXEC: no image is loaded by kexec_file_load (device). KEPT are fds that the simulated
+ * backend carries to the next incarnation (listening sockets), which finds them in LISTEN_FDS under
+ * KEPT_NAMES (no colon in them); ARGV is its command line, with which /proc/self/exe is executed.
  */
-int luv_luo_jump(Luo *l, char *const *argv, const int *kept, size_t n_kept);
+int luv_luo_jump(Luo *l, char *const *argv, const int *kept, char *const *kept_names, size_t n_kept);

@@ -1,13 +1,23 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <poll.h>
+#include <sys/vfs.h>
 
 #include "util/cgroup.h"
 #include "util/io.h"
 #include "util/string-util.h"
 
-#define CGROUP_ROOT "/sys/fs/cgroup"
+/* In the hybrid layout the unified tree is a folder below. */
+static const char *cgroup_root(void)
+{
+        struct statfs fs;
+
+        if (statfs("/sys/fs/cgroup", &fs) >= 0 && (unsigned long) fs.f_type == CGROUP2_SUPER_MAGIC)
+                return "/sys/fs/cgroup";
+        return "/sys/fs/cgroup/unified";
+}
 
 static int find_unified(char *text, char **ret)
 {
@@ -96,7 +106,7 @@ int luv_cgroup_open(const char *cgroup)
         _cleanup_free_ char *path = NULL;
         int fd;
 
-        path = luv_strf("%s/%s", CGROUP_ROOT, cgroup);
+        path = luv_strf("%s/%s", cgroup_root(), cgroup);
         if (!path)
                 return -ENOMEM;
         fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -130,4 +140,25 @@ int luv_cgroup_open_for_process(const char *cgroup, char **ret_cgroup)
                 }
                 *slash = 0;
         }
+}
+
+int luv_cgroup_is_frozen(const char *cgroup)
+{
+        _cleanup_free_ char *events = NULL, *freeze = NULL;
+        _cleanup_close_ int fd = -EBADF;
+        int r;
+
+        fd = luv_cgroup_open(cgroup);
+        if (fd < 0)
+                return fd;
+        r = luv_read_line_file(fd, "cgroup.events", &events);
+        /* The root has none of these and is never frozen. */
+        if (r == -ENOENT)
+                return 0;
+        if (r < 0)
+                return r;
+        r = luv_read_line_file(fd, "cgroup.freeze", &freeze);
+        if (r < 0)
+                return r;
+        return strstr(events, "frozen 1") || streq(freeze, "1");
 }

@@ -19,3 +19,6 @@ int luv_cgroup_open(const char *cgroup);
  * that one anyhow: threaded cgroups have no memory controller.
  */
 int luv_cgroup_open_for_process(const char *cgroup, char **ret_cgroup);
+
+/* 1 if it is frozen or about to be, by itself or by a cgroup above it; 0; -ENOENT. */
+int luv_cgroup_is_frozen(const char *cgroup);

@@ -129,6 +129,17 @@ int luv_json_add(struct json_object *o, const char *key, struct json_object *val
         return 0;
 }
 
+int luv_json_append(struct json_object *array, struct json_object *value)
+{
+        if (!value)
+                return -ENOMEM;
+        if (json_object_array_add(array, value) < 0) {
+                (void) json_object_put(value);
+                return -ENOMEM;
+        }
+        return 0;
+}
+
 int luv_json_add_string(struct json_object *o, const char *key, const char *s)
 {
         return s ? luv_json_add(o, key, json_object_new_string(s)) : 0;

@@ -35,8 +35,9 @@ int luv_json_get_u64(struct json_object *o, const char *where, const char *key, 
 int luv_json_get_bool(struct json_object *o, const char *where, const char *key, bool nullable, bool *ret,
                       char **ret_reason);
 
-/* Add a member; a NULL string adds nothing. -ENOMEM. */
+/* Add a member, or an element; a NULL string adds nothing. -ENOMEM. */
 int luv_json_add(struct json_object *o, const char *key, struct json_object *value /* taken */);
+int luv_json_append(struct json_object *array, struct json_object *value /* taken */);
 int luv_json_add_string(struct json_object *o, const char *key, const char *s);
 int luv_json_add_u64(struct json_object *o, const char *key, uint64_t v);
 int luv_json_add_bool(struct json_object *o, const char *key, bool v);

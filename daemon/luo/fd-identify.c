@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+#include <fcntl.h>
+#include <linux/kcmp.h>
+#include <linux/magic.h>
+#include <linux/vfio.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/vfs.h>
+
+#include "luo/fd-identify.h"
+#include "util/io.h"
+#include "util/string-util.h"
+
+#ifndef F_DUPFD_QUERY
+#define F_DUPFD_QUERY 1027
+#endif
+#ifndef HUGETLBFS_MAGIC
+#define HUGETLBFS_MAGIC 0x958458f6
+#endif
+
+static const char *const luv_fd_kind_table[_FD_KIND_MAX] = {
+        [FD_KIND_MEMFD] = "memfd",
+        [FD_KIND_IOMMUFD] = "iommufd",
+        [FD_KIND_VFIO] = "vfio",
+        [FD_KIND_STATE] = "state",
+};
+DEFINE_STRING_TABLE(luv_fd_kind, FdKind);
+
+static const char *const luv_fd_outcome_table[_FD_OUTCOME_MAX] = {
+        [FD_OUTCOME_PRESERVED] = "preserved",
+        [FD_OUTCOME_RESET] = "reset",
+        [FD_OUTCOME_REBUILT] = "rebuilt",
+};
+DEFINE_STRING_TABLE(luv_fd_outcome, FdOutcome);
+
+#define SIM_PREFIX "/memfd:luvfio-sim:"
+#define SIM_SUFFIX " (deleted)"
+
+static int fd_path(int fd, char **ret)
+{
+        char name[48], path[4096];
+        ssize_t n;
+        char *s;
+
+        (void) snprintf(name, sizeof(name), "/proc/self/fd/%i", fd);
+        n = readlink(name, path, sizeof(path));
+        if (n < 0)
+                return negative_errno();
+        s = strndup(path, (size_t) n);
+        if (!s)
+                return -ENOMEM;
+        *ret = s;
+        return 0;
+}
+
+static int set_device(FdIdentity *i, const char *address, char **ret_reason)
+{
+        if (!luv_pci_address_valid(address) || strlen(address) >= sizeof(i->device))
+                return luv_reason(ret_reason, -EOPNOTSUPP, "is a VFIO device that is no PCI device (%s)",
+                                  address);
+        strcpy(i->device, address);
+        i->kind = FD_KIND_VFIO;
+        return 0;
+}
+
+/* 1 if the memfd stands for something else in a simulation. */
+static int identify_simulated(const char *path, FdIdentity *i, char **ret_reason)
+{
+        _cleanup_free_ char *name = NULL;
+        const char *what, *device;
+        int r;
+
+        what = startswith(path, SIM_PREFIX);
+        if (!what)
+                return 0;
+        name = strdup(what);
+        if (!name)
+                return -ENOMEM;
+        if (strlen(name) > STRLEN(SIM_SUFFIX) && streq(name + strlen(name) - STRLEN(SIM_SUFFIX), SIM_SUFFIX))
+                name[strlen(name) - STRLEN(SIM_SUFFIX)] = 0;
+
+        if (streq(name, "iommufd")) {
+                i->kind = FD_KIND_IOMMUFD;
+                return 1;
+        }
+        device = startswith(name, "vfio:");
+        if (!device)
+                return luv_reason(ret_reason, -EOPNOTSUPP,
+                                  "is a memfd named luvfio-sim:%s, which stands for nothing", name);
+        r = set_device(i, device, ret_reason);
+        return r < 0 ? r : 1;
+}
+
+static int identify_regular(int fd, const struct stat *st, bool simulated, FdIdentity *i, char **ret_reason)
+{
+        _cleanup_free_ char *path = NULL;
+        struct statfs fs;
+        int r;
+
+        if (fstatfs(fd, &fs) < 0)
+                return negative_errno();
+        if ((unsigned long) fs.f_type == HUGETLBFS_MAGIC)
+                return luv_reason(ret_reason, -EOPNOTSUPP, "is memory of huge pages (hugetlb)");
+        r = fd_path(fd, &path);
+        if (r < 0)
+                return r;
+        if ((unsigned long) fs.f_type != TMPFS_MAGIC)
+                return luv_reason(ret_reason, -EOPNOTSUPP, "is a file on a disk or the like (%s)", path);
+        /* What has a name could be changed by others. LUO asks the same. */
+        if (st->st_nlink > 0)
+                return luv_reason(ret_reason, -EOPNOTSUPP, "is a file with a name in a tmpfs (%s), no memfd",
+                                  path);
+
+        if (simulated) {
+                r = identify_simulated(path, i, ret_reason);
+                if (r != 0)
+                        return MIN(r, 0);
+        }
+        i->kind = FD_KIND_MEMFD;
+        i->size = (uint64_t) st->st_size;
+        i->allocated = (uint64_t) st->st_blocks * 512;
+        return 0;
+}
+
+/* The PCI address of a VFIO device's file, by the kernel's word. -ENOENT if it is none. */
+static int vfio_address(int fd, char **ret)
+{
+        _cleanup_free_ char *text = NULL;
+        char path[48], *line, *rest;
+        int r;
+
+        (void) snprintf(path, sizeof(path), "/proc/self/fdinfo/%i", fd);
+        r = luv_read_line_file(AT_FDCWD, path, &text);
+        if (r < 0)
+                return r;
+        rest = text;
+        while ((line = strsep(&rest, "\n"))) {
+                const char *syspath = startswith(line, "vfio-device-syspath:");
+
+                if (!syspath)
+                        continue;
+                *ret = strdup(strrchr(syspath, '/') ? strrchr(syspath, '/') + 1 : syspath);
+                return *ret ? 0 : -ENOMEM;
+        }
+        return -ENOENT;
+}
+
+static int identify_character(const struct stat *st, FdIdentity *i, char **ret_reason)
+{
+        char name[64], target[4096];
+        char *base, *parent;
+        ssize_t n;
+
+        (void) snprintf(name, sizeof(name), "/sys/dev/char/%u:%u", major(st->st_rdev), minor(st->st_rdev));
+        n = readlink(name, target, sizeof(target) - 1);
+        if (n < 0)
+                return luv_reason(ret_reason, -EOPNOTSUPP,
+                                  "is a character device that sysfs does not know (%u:%u)",
+                                  major(st->st_rdev), minor(st->st_rdev));
+        target[n] = 0;
+
+        /* .../virtual/misc/iommu, .../0000:00:03.0/vfio-dev/vfio0 */
+        base = strrchr(target, '/');
+        base = base ? base + 1 : target;
+        if (base - target >= (ptrdiff_t) STRLEN("/misc/") && startswith(base - STRLEN("/misc/"), "/misc/") &&
+            streq(base, "iommu")) {
+                i->kind = FD_KIND_IOMMUFD;
+                return 0;
+        }
+        parent = strstr(target, "/vfio-dev/");
+        if (!parent)
+                return luv_reason(ret_reason, -EOPNOTSUPP, "is the character device %s", base);
+        *parent = 0;
+        base = strrchr(target, '/');
+        return set_device(i, base ? base + 1 : target, ret_reason);
+}
+
+static int identify_vfio(int fd, const struct stat *st, const char *address, FdIdentity *i,
+                         char **ret_reason)
+{
+        struct vfio_device_detach_iommufd_pt detach = { .argsz = 0 };
+
+        /*
+         * Without a character device behind it, it was retrieved from LUO, or opened by a VFIO group, and
+         * the latter cannot be preserved. Only the former knows this ioctl, which does nothing if it is so
+         * short.
+         */
+        if (!S_ISCHR(st->st_mode) && ioctl(fd, VFIO_DEVICE_DETACH_IOMMUFD_PT, &detach) < 0 &&
+            errno == ENOTTY)
+                return luv_reason(ret_reason, -EOPNOTSUPP,
+                                  "is the VFIO device %s opened by its group, not by /dev/vfio/devices",
+                                  address);
+        return set_device(i, address, ret_reason);
+}
+
+static const char *mode_to_string(mode_t mode)
+{
+        switch (mode & S_IFMT) {
+        case S_IFDIR:
+                return "a folder";
+        case S_IFIFO:
+                return "a pipe";
+        case S_IFSOCK:
+                return "a socket";
+        case S_IFBLK:
+                return "a block device";
+        case S_IFLNK:
+                return "a symbolic link";
+        default:
+                return NULL;
+        }
+}
+
+int luv_fd_identify(int fd, bool simulated, FdIdentity *ret, char **ret_reason)
+{
+        _cleanup_free_ char *address = NULL, *path = NULL;
+        FdIdentity i = {};
+        const char *what;
+        struct stat st;
+        int r, flags;
+
+        flags = fcntl(fd, F_GETFL);
+        if (flags < 0 || fstat(fd, &st) < 0)
+                return luv_reason(ret_reason, negative_errno(), "is no open file descriptor");
+        if (flags & O_PATH)
+                return luv_reason(ret_reason, -EOPNOTSUPP, "is a mere path (O_PATH)");
+        i.dev = st.st_dev;
+        i.ino = st.st_ino;
+
+        if (S_ISREG(st.st_mode)) {
+                r = identify_regular(fd, &st, simulated, &i, ret_reason);
+        } else {
+                r = vfio_address(fd, &address);
+                if (r >= 0)
+                        r = identify_vfio(fd, &st, address, &i, ret_reason);
+                else if (r == -ENOENT && S_ISCHR(st.st_mode))
+                        r = identify_character(&st, &i, ret_reason);
+                else if (r == -ENOENT) {
+                        what = mode_to_string(st.st_mode);
+                        if (!what && fd_path(fd, &path) >= 0)
+                                what = path;
+                        r = luv_reason(ret_reason, -EOPNOTSUPP, "is %s",
+                                       what ? what : "of no kind that is known");
+                }
+        }
+        if (r < 0)
+                return r;
+        *ret = i;
+        return 0;
+}
+
+int luv_fd_same(int a, int b)
+{
+        long r;
+
+        if (fcntl(a, F_GETFD) < 0 || fcntl(b, F_GETFD) < 0)
+                return negative_errno();
+        if (a == b)
+                return 1;
+        r = fcntl(a, F_DUPFD_QUERY, b);
+        if (r >= 0)
+                return r > 0;
+        if (errno != EINVAL)
+                return negative_errno();
+        /* Kernels before 6.10. */
+        r = syscall(SYS_kcmp, getpid(), getpid(), KCMP_FILE, (unsigned long) a, (unsigned long) b);
+        if (r < 0)
+                return negative_errno();
+        return r == 0;
+}
