@@ -16,7 +16,7 @@ GUEST = HERE / "guest"
 # The full image: Debian with systemd, and no more than what luvfiod and the example VMMs need.
 PACKAGES = [
     "systemd", "systemd-sysv", "udev", "mount", "dbus", "polkitd", "kmod", "libjson-c5", "libcap2", "libglib2.0-0t64",
-    "procps", "iproute2", "pciutils", "python3-minimal", "jq",
+    "libseccomp2", "procps", "iproute2", "pciutils", "python3-minimal", "jq",
 ]
 
 # What systemd starts by default and no test needs; it would only cost time in every boot.
@@ -29,8 +29,16 @@ MASKED = [
     "systemd-boot-random-seed.service", "dpkg-db-backup.timer", "systemd-tmpfiles-clean.timer",
     "fstrim.timer", "e2scrub_all.timer", "e2scrub_reap.service", "systemd-sysext.service",
     "systemd-confext.service", "systemd-rfkill.service", "systemd-rfkill.socket", "dev-hugepages.mount",
-    "sys-kernel-tracing.mount", "systemd-modules-load.service",
+    "sys-kernel-tracing.mount", "systemd-modules-load.service", "modprobe@drm.service",
+    "modprobe@configfs.service", "modprobe@efi_pstore.service", "modprobe@fuse.service", "modprobe@loop.service",
+    "modprobe@dm_mod.service", "sys-fs-fuse-connections.mount", "sys-kernel-config.mount", "dev-mqueue.mount",
+    "tmp.mount", "systemd-pstore.service", "proc-sys-fs-binfmt_misc.automount",
 ]
+
+# The rules of udev that matter here: permissions, drivers, device units. The others run programs on every event
+# of every device, which makes up most of a boot under emulation.
+UDEV_SUBSYSTEMS = ["block", "pci", "net", "misc", "vfio-dev", "module"]
+UDEV_RULES = ["50-udev-default.rules", "80-drivers.rules", "99-systemd.rules"]
 
 # In both images, relative to /.
 HELPERS = {
@@ -130,6 +138,16 @@ def full(suite):
         subprocess.run([*systemctl, "enable", "luvhost.service"], check=True, capture_output=True)
         subprocess.run([*systemctl, "mask", *MASKED], check=True, capture_output=True)
         subprocess.run([*systemctl, "set-default", "multi-user.target"], check=True, capture_output=True)
+        for rule in (root / "usr/lib/udev/rules.d").iterdir():
+            if rule.name not in UDEV_RULES:
+                rule.unlink()
+        # Nor is every terminal and every memory block to be looked at; what is plugged in later still is.
+        trigger = root / "etc/systemd/system/systemd-udev-trigger.service.d/luvhost.conf"
+        trigger.parent.mkdir(parents=True)
+        trigger.write_text("[Service]\nExecStart=\nExecStart=-udevadm trigger --action=add" +
+                           "".join(f" --subsystem-match={s}" for s in UDEV_SUBSYSTEMS) + "\n")
+        (root / "usr/lib/udev/hwdb.bin").unlink(missing_ok=True)
+        shutil.rmtree(root / "usr/lib/udev/hwdb.d", ignore_errors=True)
         (root / "etc/machine-id").write_text("6c75766669" + "0" * 21 + "1\n")
         (root / "etc/hostname").write_text("luvhost\n")
         (root / "etc/fstab").write_text("")

@@ -65,13 +65,13 @@ def case(label, first, following):
     own = [(d.name, p.name, "$igb") for d in sorted(folder.iterdir()) if d.is_dir() for p in sorted(d.iterdir())
            if p.is_file() and p.stat().st_mode & 0o100 and p.suffix == "" and p.name not in known
            and not p.name.startswith("luo_") and not p.name.startswith("vfio_pci_liveupdate_kexec")]
-    before = "igb=$(bdf igb)\nvfio-bind $igb\n"
+    before = "igb=$(bdf igb)\nvfio-bind $igb\necho 16 >/proc/sys/vm/nr_hugepages\n"
     before += "".join(f"run {name} /st/{where}/{name} {arguments}\n" for where, name, arguments in tests + own)
     jump = "jump /boot/vmlinuz-{}\n"
     scripts = [RUN + before + stage(1) + jump.format("b"),
                RUN + stage(2) + stage(1) + jump.format("a"),
                RUN + stage(2)]
-    result = scenario.host(label, "--quiet", "--device", "igb", "-m", "2048", "--script-deadline",
+    result = scenario.host(label, "--quiet", "--device", "igb", "-m", "4096", "--append", "hugepagesz=1G hugepages=1", "--script-deadline",
                            "1200" if scenario.FULL else "300", "--file", f"{folder}:/st",
                            *["sh:" + s for s in scripts], first=first, following=following)
     scenario.ok(result.ok, f"{label}: three boots by two live updates", result.why())
