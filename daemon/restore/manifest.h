@@ -8,8 +8,8 @@
 /*
  * The documents that cross the jump. Host record: in the session "luvfio-host", token 0. Machine record: in
  * the machine's own session, token (serial << 16). Each is a sealed memfd: envelope {magic "LUVFIODC",
- * u16 version, u16 min_reader, u32 kind, u64 length of the JSON, u32 CRC-32C of the JSON}, little endian,
- * then JSON of at most 16 MiB and 16 levels.
+ * u16 version, u16 min_reader, u32 kind, u64 length of the JSON, u32 CRC-32C of all before it and of the
+ * JSON}, little endian, then JSON of at most 16 MiB and 16 levels.
  */
 
 #define LUVFIO_HOST_SESSION "luvfio-host"
@@ -17,14 +17,17 @@
 #define LUVFIO_HOST_TOKEN UINT64_C(0)
 #define LUVFIO_MACHINE_TOKEN(serial) ((uint64_t) (serial) << 16)
 #define LUVFIO_FDS_MAX 65535u /* in a machine: tokens serial << 16 | 1.. */
+/* 1.. : serial 0 would have the host record's token. */
+#define LUVFIO_SERIAL_MAX ((UINT64_C(1) << 47) - 1)
+#define LUVFIO_PLAN_MAX (16u * 1024u)
 
 typedef struct FdRecord {
         char *name;
         FdKind kind;
         FdOutcome outcome;
-        uint64_t token;
+        uint64_t token; /* rebuilt: may be 0 */
         uint64_t size;
-        char *device; /* PCI address or NULL */
+        char *device; /* vfio: PCI address, which is among the machine's devices; else NULL */
 } FdRecord;
 
 typedef struct DeviceRecord {
@@ -63,9 +66,12 @@ HostRecord *luv_host_record_free(HostRecord *h);
 DEFINE_CLEANUP(MachineRecord *, luv_machine_record_free);
 DEFINE_CLEANUP(HostRecord *, luv_host_record_free);
 
-/* A new sealed memfd with the document. */
-int luv_host_record_write(const HostRecord *h, int *ret_fd);
-int luv_machine_record_write(const MachineRecord *m, int *ret_fd);
+/*
+ * A new sealed memfd with the document. It is read back first: what would be refused after the jump is
+ * refused before it, with -EINVAL, and a sentence in *ret_reason, if not NULL.
+ */
+int luv_host_record_write(const HostRecord *h, int *ret_fd, char **ret_reason);
+int luv_machine_record_write(const MachineRecord *m, int *ret_fd, char **ret_reason);
 
 /*
  * Reads and validates. -EBADMSG: damaged (magic, length, checksum, JSON); -EPROTONOSUPPORT: written by a

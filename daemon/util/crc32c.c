@@ -18,14 +18,19 @@ static void make_table(void)
         }
 }
 
-uint32_t luv_crc32c(const void *data, size_t size)
+uint32_t luv_crc32c_extend(uint32_t crc, const void *data, size_t size)
 {
         const uint8_t *p = data;
-        uint32_t crc = UINT32_MAX;
 
+        crc = ~crc;
         if (table[1] == 0)
                 make_table();
         for (size_t i = 0; i < size; i++)
                 crc = crc >> 8 ^ table[(crc ^ p[i]) & 0xff];
         return ~crc;
+}
+
+uint32_t luv_crc32c(const void *data, size_t size)
+{
+        return luv_crc32c_extend(0, data, size);
 }

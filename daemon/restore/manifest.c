@@ -1,0 +1,898 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+#include <endian.h>
+#include <sys/stat.h>
+
+#include "restore/manifest.h"
+#include "util/crc32c.h"
+#include "util/io.h"
+#include "util/json-util.h"
+#include "util/string-util.h"
+
+/* Raised with every change; MIN_READER only where an older reader would go wrong. */
+#define DOCUMENT_VERSION 1
+#define DOCUMENT_MIN_READER 1
+
+typedef enum DocumentKind {
+        DOCUMENT_HOST = 1,
+        DOCUMENT_MACHINE = 2,
+} DocumentKind;
+
+typedef struct __attribute__((packed)) Envelope {
+        char magic[8];
+        uint16_t version, min_reader;
+        uint32_t kind;
+        uint64_t length;
+        uint32_t crc;
+} Envelope;
+
+static const char magic[8] = { 'L', 'U', 'V', 'F', 'I', 'O', 'D', 'C' };
+
+static const char *document_kind_to_string(uint32_t kind)
+{
+        return kind == DOCUMENT_HOST      ? "host record"
+               : kind == DOCUMENT_MACHINE ? "machine record"
+                                          : "document of an unknown kind";
+}
+
+static void fd_record_done(FdRecord *f)
+{
+        free(f->name);
+        free(f->device);
+}
+
+static void device_record_done(DeviceRecord *d)
+{
+        free(d->address);
+        free(d->plugin);
+        free(d->promise);
+        free(d->plan);
+}
+
+MachineRecord *luv_machine_record_free(MachineRecord *m)
+{
+        if (!m)
+                return NULL;
+        for (size_t i = 0; i < m->n_fds; i++)
+                fd_record_done(&m->fds[i]);
+        for (size_t i = 0; i < m->n_devices; i++)
+                device_record_done(&m->devices[i]);
+        free(m->fds);
+        free(m->devices);
+        free(m->name);
+        free(m->secret);
+        free(m->unit);
+        free(m->vmm);
+        free(m->session);
+        free(m);
+        return NULL;
+}
+
+HostRecord *luv_host_record_free(HostRecord *h)
+{
+        if (!h)
+                return NULL;
+        for (size_t i = 0; i < h->n_sessions; i++) {
+                free(h->sessions[i].machine);
+                free(h->sessions[i].session);
+        }
+        free(h->sessions);
+        luv_strv_free(h->units);
+        luv_timeline_done(&h->timeline);
+        free(h->update_id);
+        free(h->from_kernel);
+        free(h->to_kernel);
+        free(h->boot_id);
+        free(h);
+        return NULL;
+}
+
+/* The envelope. */
+
+static int seal(DocumentKind kind, struct json_object *o, int *ret_fd, char **ret_reason)
+{
+        _cleanup_free_ uint8_t *document = NULL;
+        Envelope e = {
+                .version = htole16(DOCUMENT_VERSION),
+                .min_reader = htole16(DOCUMENT_MIN_READER),
+                .kind = htole32(kind),
+        };
+        const char *text;
+        uint32_t crc;
+        size_t size;
+        int fd;
+
+        text = json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN, &size);
+        if (!text)
+                return -ENOMEM;
+        if (size > LUVFIO_JSON_SIZE_MAX)
+                return luv_reason(ret_reason, -EINVAL, "the %s would have %zu bytes, which is more than %zu",
+                                  document_kind_to_string(kind), size, LUVFIO_JSON_SIZE_MAX);
+        memcpy(e.magic, magic, sizeof(e.magic));
+        e.length = htole64(size);
+        crc = luv_crc32c(&e, offsetof(Envelope, crc));
+        e.crc = htole32(luv_crc32c_extend(crc, text, size));
+
+        document = malloc(sizeof(e) + size);
+        if (!document)
+                return -ENOMEM;
+        memcpy(document, &e, sizeof(e));
+        memcpy(document + sizeof(e), text, size);
+        fd = luv_memfd_sealed("luvfio-record", document, sizeof(e) + size);
+        if (fd < 0)
+                return luv_reason(ret_reason, fd, "no memory for the %s: %s", document_kind_to_string(kind),
+                                  strerror(-fd));
+        *ret_fd = fd;
+        return 0;
+}
+
+static int unseal(int fd, DocumentKind kind, struct json_object **ret, char **ret_reason)
+{
+        const char *what = document_kind_to_string(kind);
+        _cleanup_free_ char *text = NULL;
+        struct stat st;
+        uint64_t size;
+        uint32_t crc;
+        Envelope e;
+        int r;
+
+        if (fstat(fd, &st) < 0)
+                return luv_reason(ret_reason, negative_errno(), "the %s cannot be looked at", what);
+        if (!S_ISREG(st.st_mode))
+                return luv_reason(ret_reason, -EBADMSG, "what should be the %s is no file", what);
+        size = (uint64_t) st.st_size;
+        if (size < sizeof(e))
+                return luv_reason(ret_reason, -EBADMSG, "the %s has %llu bytes, too few for its header",
+                                  what, (unsigned long long) size);
+        r = luv_pread_all(fd, &e, sizeof(e), 0);
+        if (r < 0)
+                return luv_reason(ret_reason, r == -ENODATA ? -EBADMSG : r, "the %s cannot be read: %s",
+                                  what, strerror(-r));
+        if (memcmp(e.magic, magic, sizeof(magic)) != 0)
+                return luv_reason(ret_reason, -EBADMSG,
+                                  "what should be the %s does not begin as a document of ours", what);
+        /* Before anything else that another version may have changed. */
+        if (le16toh(e.min_reader) > DOCUMENT_VERSION)
+                return luv_reason(ret_reason, -EPROTONOSUPPORT,
+                                  "the %s was written in version %u, which asks for a reader of version %u; "
+                                  "this is %u",
+                                  what, le16toh(e.version), le16toh(e.min_reader), DOCUMENT_VERSION);
+        if (e.version == 0 || e.min_reader == 0 || le16toh(e.min_reader) > le16toh(e.version))
+                return luv_reason(ret_reason, -EBADMSG, "the %s has versions that make no sense", what);
+        if (le64toh(e.length) > LUVFIO_JSON_SIZE_MAX || le64toh(e.length) != size - sizeof(e))
+                return luv_reason(ret_reason, -EBADMSG, "the %s says that it has %llu bytes, and has %llu",
+                                  what, (unsigned long long) le64toh(e.length),
+                                  (unsigned long long) (size - sizeof(e)));
+
+        size -= sizeof(e);
+        text = malloc(size + 1);
+        if (!text)
+                return -ENOMEM;
+        r = luv_pread_all(fd, text, size, sizeof(e));
+        if (r < 0)
+                return luv_reason(ret_reason, r == -ENODATA ? -EBADMSG : r, "the %s cannot be read: %s",
+                                  what, strerror(-r));
+        crc = luv_crc32c(&e, offsetof(Envelope, crc));
+        if (luv_crc32c_extend(crc, text, size) != le32toh(e.crc))
+                return luv_reason(ret_reason, -EBADMSG, "the %s is damaged: its checksum is wrong", what);
+        if (le32toh(e.kind) != kind)
+                return luv_reason(ret_reason, -EBADMSG, "what should be the %s is a %s", what,
+                                  document_kind_to_string(le32toh(e.kind)));
+        text[size] = 0;
+        return luv_json_parse(text, size, ret, ret_reason);
+}
+
+/* Checks that both records need. */
+
+static bool text_valid(const char *s, size_t max)
+{
+        size_t n = strnlen(s, max + 1);
+
+        for (size_t i = 0; i < n; i++)
+                if (s[i] < 0x20 || s[i] > 0x7e)
+                        return false;
+        return n > 0 && n <= max;
+}
+
+static bool session_name_valid(const char *s)
+{
+        return text_valid(s, 63) && startswith(s, LUVFIO_SESSION_PREFIX) && !streq(s, LUVFIO_HOST_SESSION);
+}
+
+static bool serial_valid(uint64_t serial)
+{
+        return serial >= 1 && serial <= LUVFIO_SERIAL_MAX;
+}
+
+static int compare_strings(const void *a, const void *b)
+{
+        return strcmp(*(const char *const *) a, *(const char *const *) b);
+}
+
+static int compare_numbers(const void *a, const void *b)
+{
+        uint64_t x = *(const uint64_t *) a, y = *(const uint64_t *) b;
+
+        return x < y ? -1 : x > y;
+}
+
+/* Sorts; true if two are the same. */
+static bool strings_repeat(const char **v, size_t n)
+{
+        qsort(v, n, sizeof(*v), compare_strings);
+        for (size_t i = 1; i < n; i++)
+                if (streq(v[i - 1], v[i]))
+                        return true;
+        return false;
+}
+
+static bool numbers_repeat(uint64_t *v, size_t n)
+{
+        qsort(v, n, sizeof(*v), compare_numbers);
+        for (size_t i = 1; i < n; i++)
+                if (v[i - 1] == v[i])
+                        return true;
+        return false;
+}
+
+/* For each element of the array KEY of O: READ, which fills the zeroed element at I of what ALLOCATED is. */
+static int read_array(struct json_object *o, const char *where, const char *key, size_t max,
+                      size_t element_size,
+                      int (*read)(struct json_object *o, void *element, char **ret_reason),
+                      void *ret_elements, size_t *ret_n, char **ret_reason)
+{
+        struct json_object *array;
+        uint8_t *elements;
+        size_t n;
+        int r;
+
+        r = luv_json_get(o, where, key, json_type_array, &array, ret_reason);
+        if (r < 0)
+                return r;
+        n = json_object_array_length(array);
+        if (n > max)
+                return luv_reason(ret_reason, -EBADMSG, "%s has %zu %s, more than %zu", where, n, key, max);
+        if (n == 0)
+                return 0;
+        elements = calloc(n, element_size);
+        if (!elements)
+                return -ENOMEM;
+        /* The record owns them from here on, half read or not. */
+        *(void **) ret_elements = elements;
+        *ret_n = n;
+        for (size_t i = 0; i < n; i++) {
+                r = read(json_object_array_get_idx(array, i), elements + i * element_size, ret_reason);
+                if (r < 0)
+                        return r;
+        }
+        return 0;
+}
+
+/* The host's. */
+
+static int read_phase(struct json_object *o, void *element, char **ret_reason)
+{
+        TimelinePhase *p = element;
+        int r;
+
+        r = luv_json_get_string(o, "a phase", "name", false, &p->name, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_string(o, "a phase", "machine", true, &p->machine, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_u64(o, "a phase", "start_usec", false, &p->start_usec, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_u64(o, "a phase", "end_usec", false, &p->end_usec, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_bool(o, "a phase", "incoming", true, &p->incoming, ret_reason);
+        if (r < 0)
+                return r;
+        if (!text_valid(p->name, 64))
+                return luv_reason(ret_reason, -EBADMSG, "a phase has no valid name");
+        if (p->machine && !luv_machine_name_valid(p->machine))
+                return luv_reason(ret_reason, -EBADMSG, "phase \"%s\" has no valid machine name", p->name);
+        return 0;
+}
+
+static int read_anchor(struct json_object *o, const char *key, TimelineAnchor *ret, char **ret_reason)
+{
+        struct json_object *a;
+        int r;
+
+        r = luv_json_get(o, "the timeline", key, json_type_object, &a, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_u64(a, key, "boottime_usec", false, &ret->boottime_usec, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_u64(a, key, "realtime_usec", false, &ret->realtime_usec, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_u64(a, key, "tsc", false, &ret->tsc, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_u64(a, key, "tsc_khz", false, &ret->tsc_khz, ret_reason);
+        return r;
+}
+
+#define PHASES_MAX ((size_t) 1 << 20)
+
+static int read_timeline(struct json_object *o, Timeline *ret, char **ret_reason)
+{
+        struct json_object *t;
+        int r;
+
+        r = luv_json_get(o, "the host record", "timeline", json_type_object, &t, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_u64(t, "the timeline", "started_realtime_usec", false,
+                                     &ret->started_realtime_usec, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_u64(t, "the timeline", "started_usec", false, &ret->started_usec,
+                                     ret_reason);
+        if (r >= 0)
+                r = read_anchor(t, "outgoing", &ret->outgoing, ret_reason);
+        if (r >= 0)
+                r = read_anchor(t, "incoming", &ret->incoming, ret_reason);
+        if (r >= 0)
+                r = read_array(t, "the timeline", "phases", PHASES_MAX, sizeof(TimelinePhase), read_phase,
+                               &ret->phases, &ret->n_phases, ret_reason);
+        return r;
+}
+
+static int read_unit(struct json_object *o, void *element, char **ret_reason)
+{
+        char **unit = element;
+        const char *s;
+
+        if (!json_object_is_type(o, json_type_string))
+                return luv_reason(ret_reason, -EBADMSG, "a unit of the host record is no string");
+        s = json_object_get_string(o);
+        if (strlen(s) != (size_t) json_object_get_string_len(o) || !text_valid(s, 255))
+                return luv_reason(ret_reason, -EBADMSG, "a unit of the host record has no valid name");
+        *unit = strdup(s);
+        return *unit ? 0 : -ENOMEM;
+}
+
+#define UNITS_MAX 65536u
+#define SESSIONS_MAX ((size_t) 1 << 20)
+
+static int read_units(struct json_object *o, char ***ret, char **ret_reason)
+{
+        char **units = NULL, **grown;
+        size_t n = 0;
+        int r;
+
+        r = read_array(o, "the host record", "units", UNITS_MAX, sizeof(char *), read_unit, &units, &n,
+                       ret_reason);
+        /* Room for the end, whatever became of it: the record owns what was read. */
+        grown = reallocarray(units, n + 1, sizeof(char *));
+        if (!grown) {
+                for (size_t i = 0; i < n; i++)
+                        free(units[i]);
+                free(units);
+                return -ENOMEM;
+        }
+        grown[n] = NULL;
+        *ret = grown;
+        return r;
+}
+
+static int read_session(struct json_object *o, void *element, char **ret_reason)
+{
+        SessionRecord *s = element;
+        int r;
+
+        r = luv_json_get_string(o, "a session of the host record", "machine", false, &s->machine,
+                                ret_reason);
+        if (r >= 0)
+                r = luv_json_get_string(o, "a session of the host record", "session", false, &s->session,
+                                        ret_reason);
+        if (r >= 0)
+                r = luv_json_get_u64(o, "a session of the host record", "serial", false, &s->serial,
+                                     ret_reason);
+        if (r < 0)
+                return r;
+        if (!luv_machine_name_valid(s->machine))
+                return luv_reason(ret_reason, -EBADMSG,
+                                  "a session of the host record has no valid machine name");
+        if (!session_name_valid(s->session))
+                return luv_reason(ret_reason, -EBADMSG,
+                                  "machine %s has no valid session name in the host record", s->machine);
+        if (!serial_valid(s->serial))
+                return luv_reason(ret_reason, -EBADMSG,
+                                  "machine %s has no valid serial number in the host record", s->machine);
+        return 0;
+}
+
+static int check_sessions(const HostRecord *h, char **ret_reason)
+{
+        _cleanup_free_ const char **names = calloc(h->n_sessions + 1, sizeof(char *));
+        _cleanup_free_ uint64_t *serials = calloc(h->n_sessions + 1, sizeof(uint64_t));
+
+        if (!names || !serials)
+                return -ENOMEM;
+        for (size_t i = 0; i < h->n_sessions; i++)
+                names[i] = h->sessions[i].machine;
+        if (strings_repeat(names, h->n_sessions))
+                return luv_reason(ret_reason, -EBADMSG, "the host record has a machine twice");
+        for (size_t i = 0; i < h->n_sessions; i++) {
+                names[i] = h->sessions[i].session;
+                serials[i] = h->sessions[i].serial;
+        }
+        if (strings_repeat(names, h->n_sessions))
+                return luv_reason(ret_reason, -EBADMSG, "the host record has a session twice");
+        if (numbers_repeat(serials, h->n_sessions))
+                return luv_reason(ret_reason, -EBADMSG, "the host record has a serial number twice");
+        return 0;
+}
+
+/* As sd-id128 writes it, or the kernel, with dashes. */
+static bool boot_id_valid(const char *s)
+{
+        char plain[LUVFIO_ID_SIZE];
+        size_t n = 0;
+
+        for (; *s; s++) {
+                if (*s == '-')
+                        continue;
+                if (n >= LUVFIO_ID_SIZE - 1)
+                        return false;
+                plain[n++] = *s;
+        }
+        plain[n] = 0;
+        return luv_id_valid(plain);
+}
+
+static int parse_host(struct json_object *o, HostRecord **ret, char **ret_reason)
+{
+        static const char *const where = "the host record";
+        _cleanup_(luv_host_record_freep) HostRecord *h = calloc(1, sizeof(*h));
+        int r;
+
+        if (!h)
+                return -ENOMEM;
+        r = luv_json_get_string(o, where, "update_id", false, &h->update_id, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_string(o, where, "from_kernel", true, &h->from_kernel, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_string(o, where, "to_kernel", true, &h->to_kernel, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_string(o, where, "boot_id", true, &h->boot_id, ret_reason);
+        if (r < 0)
+                return r;
+        if (!luv_id_valid(h->update_id))
+                return luv_reason(ret_reason, -EBADMSG, "the host record has no valid update id");
+        if ((h->from_kernel && !text_valid(h->from_kernel, 64)) ||
+            (h->to_kernel && !text_valid(h->to_kernel, 64)))
+                return luv_reason(ret_reason, -EBADMSG, "the host record has no valid kernel release");
+        if (h->boot_id && !boot_id_valid(h->boot_id))
+                return luv_reason(ret_reason, -EBADMSG, "the host record has no valid boot id");
+
+        r = read_timeline(o, &h->timeline, ret_reason);
+        if (r >= 0)
+                r = read_units(o, &h->units, ret_reason);
+        if (r >= 0)
+                r = read_array(o, where, "sessions", SESSIONS_MAX, sizeof(SessionRecord), read_session,
+                               &h->sessions, &h->n_sessions, ret_reason);
+        if (r >= 0)
+                r = check_sessions(h, ret_reason);
+        if (r < 0)
+                return r;
+        *ret = TAKE_PTR(h);
+        return 0;
+}
+
+/* A machine's. */
+
+static int read_fd(struct json_object *o, void *element, char **ret_reason)
+{
+        _cleanup_free_ char *kind = NULL, *outcome = NULL;
+        FdRecord *f = element;
+        int r;
+
+        r = luv_json_get_string(o, "an fd", "name", false, &f->name, ret_reason);
+        if (r < 0)
+                return r;
+        if (!luv_fd_name_valid(f->name))
+                return luv_reason(ret_reason, -EBADMSG, "an fd has no valid name");
+        r = luv_json_get_string(o, f->name, "kind", false, &kind, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_string(o, f->name, "outcome", false, &outcome, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_u64(o, f->name, "token", false, &f->token, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_u64(o, f->name, "size", true, &f->size, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_string(o, f->name, "device", true, &f->device, ret_reason);
+        if (r < 0)
+                return r;
+        f->kind = luv_fd_kind_from_string(kind);
+        if (f->kind < 0)
+                return luv_reason(ret_reason, -EBADMSG, "fd \"%s\" is of the unknown kind \"%s\"", f->name,
+                                  kind);
+        f->outcome = luv_fd_outcome_from_string(outcome);
+        if (f->outcome < 0)
+                return luv_reason(ret_reason, -EBADMSG, "fd \"%s\" has the unknown outcome \"%s\"", f->name,
+                                  outcome);
+        if ((f->kind == FD_KIND_VFIO) != !!f->device)
+                return luv_reason(ret_reason, -EBADMSG, "fd \"%s\" of kind %s %s a device", f->name, kind,
+                                  f->device ? "has" : "lacks");
+        if (f->device && !luv_pci_address_valid(f->device))
+                return luv_reason(ret_reason, -EBADMSG, "fd \"%s\" has no valid PCI address", f->name);
+        return 0;
+}
+
+static int read_device(struct json_object *o, void *element, char **ret_reason)
+{
+        DeviceRecord *d = element;
+        int r;
+
+        r = luv_json_get_string(o, "a device", "address", false, &d->address, ret_reason);
+        if (r < 0)
+                return r;
+        if (!luv_pci_address_valid(d->address))
+                return luv_reason(ret_reason, -EBADMSG, "a device has no valid PCI address");
+        r = luv_json_get_string(o, d->address, "plugin", false, &d->plugin, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_string(o, d->address, "promise", false, &d->promise, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_string(o, d->address, "plan", false, &d->plan, ret_reason);
+        if (r < 0)
+                return r;
+        /* It becomes the name of a socket. */
+        if (!luv_machine_name_valid(d->plugin))
+                return luv_reason(ret_reason, -EBADMSG, "device %s has no valid plugin name", d->address);
+        if (!text_valid(d->promise, 64))
+                return luv_reason(ret_reason, -EBADMSG, "device %s has no valid promise", d->address);
+        if (strlen(d->plan) > LUVFIO_PLAN_MAX)
+                return luv_reason(ret_reason, -EBADMSG, "device %s has a plan of more than %u bytes",
+                                  d->address, LUVFIO_PLAN_MAX);
+        return 0;
+}
+
+static int check_tokens(const MachineRecord *m, uint64_t *tokens, char **ret_reason)
+{
+        uint64_t first = LUVFIO_MACHINE_TOKEN(m->serial) + 1, last = first + LUVFIO_FDS_MAX - 1;
+        size_t n = 0;
+
+        for (size_t i = 0; i < m->n_fds; i++) {
+                const FdRecord *f = &m->fds[i];
+
+                if (f->token == 0 && f->outcome == FD_OUTCOME_REBUILT)
+                        continue;
+                if (f->token < first || f->token > last)
+                        return luv_reason(ret_reason, -EBADMSG,
+                                          "fd \"%s\" has a token that is not machine %s's", f->name,
+                                          m->name);
+                tokens[n++] = f->token;
+        }
+        if (numbers_repeat(tokens, n))
+                return luv_reason(ret_reason, -EBADMSG, "machine %s has a token twice", m->name);
+        return 0;
+}
+
+static int check_machine(const MachineRecord *m, char **ret_reason)
+{
+        _cleanup_free_ const char **names = calloc(MAX(m->n_fds, m->n_devices) + 1, sizeof(char *));
+        _cleanup_free_ uint64_t *tokens = calloc(m->n_fds + 1, sizeof(uint64_t));
+
+        if (!names || !tokens)
+                return -ENOMEM;
+        for (size_t i = 0; i < m->n_fds; i++)
+                names[i] = m->fds[i].name;
+        if (strings_repeat(names, m->n_fds))
+                return luv_reason(ret_reason, -EBADMSG, "machine %s has an fd name twice", m->name);
+        for (size_t i = 0; i < m->n_devices; i++)
+                names[i] = m->devices[i].address;
+        if (strings_repeat(names, m->n_devices))
+                return luv_reason(ret_reason, -EBADMSG, "machine %s has a device twice", m->name);
+        for (size_t i = 0; i < m->n_fds; i++) {
+                const char *const *device = (const char *const *) &m->fds[i].device;
+
+                /* They are sorted now. An unplanned device would never be bound again. */
+                if (*device && !bsearch(device, names, m->n_devices, sizeof(char *), compare_strings))
+                        return luv_reason(ret_reason, -EBADMSG,
+                                          "fd \"%s\" is of device %s, which machine %s does not have",
+                                          m->fds[i].name, *device, m->name);
+        }
+        return check_tokens(m, tokens, ret_reason);
+}
+
+static int parse_machine(struct json_object *o, MachineRecord **ret, char **ret_reason)
+{
+        static const char *const where = "the machine record";
+        _cleanup_(luv_machine_record_freep) MachineRecord *m = calloc(1, sizeof(*m));
+        int r;
+
+        if (!m)
+                return -ENOMEM;
+        r = luv_json_get_string(o, where, "name", false, &m->name, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_string(o, where, "secret", false, &m->secret, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_string(o, where, "unit", true, &m->unit, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_string(o, where, "vmm", true, &m->vmm, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_string(o, where, "session", false, &m->session, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_u64(o, where, "uid", false, &m->uid, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_u64(o, where, "generation", false, &m->generation, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_u64(o, where, "serial", false, &m->serial, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_u64(o, where, "stopped_usec", false, &m->stopped_usec, ret_reason);
+        if (r < 0)
+                return r;
+        if (!luv_machine_name_valid(m->name))
+                return luv_reason(ret_reason, -EBADMSG, "the machine record has no valid name");
+        if (!luv_id_valid(m->secret))
+                return luv_reason(ret_reason, -EBADMSG, "the record of machine %s has no valid secret",
+                                  m->name);
+        if (m->unit && !text_valid(m->unit, 255))
+                return luv_reason(ret_reason, -EBADMSG, "the record of machine %s has no valid unit",
+                                  m->name);
+        if (!session_name_valid(m->session))
+                return luv_reason(ret_reason, -EBADMSG, "the record of machine %s has no valid session",
+                                  m->name);
+        if (m->uid >= UINT32_MAX)
+                return luv_reason(ret_reason, -EBADMSG, "the record of machine %s has no valid uid",
+                                  m->name);
+        if (!serial_valid(m->serial))
+                return luv_reason(ret_reason, -EBADMSG,
+                                  "the record of machine %s has no valid serial number", m->name);
+
+        r = read_array(o, where, "fds", LUVFIO_FDS_MAX, sizeof(FdRecord), read_fd, &m->fds, &m->n_fds,
+                       ret_reason);
+        if (r >= 0)
+                r = read_array(o, where, "devices", LUVFIO_FDS_MAX, sizeof(DeviceRecord), read_device,
+                               &m->devices, &m->n_devices, ret_reason);
+        if (r >= 0)
+                r = check_machine(m, ret_reason);
+        if (r < 0)
+                return r;
+        *ret = TAKE_PTR(m);
+        return 0;
+}
+
+int luv_host_record_read(int fd, HostRecord **ret, char **ret_reason)
+{
+        _cleanup_json_ struct json_object *o = NULL;
+        int r;
+
+        r = unseal(fd, DOCUMENT_HOST, &o, ret_reason);
+        if (r < 0)
+                return r;
+        return parse_host(o, ret, ret_reason);
+}
+
+int luv_machine_record_read(int fd, MachineRecord **ret, char **ret_reason)
+{
+        _cleanup_json_ struct json_object *o = NULL;
+        int r;
+
+        r = unseal(fd, DOCUMENT_MACHINE, &o, ret_reason);
+        if (r < 0)
+                return r;
+        return parse_machine(o, ret, ret_reason);
+}
+
+/* Writing. */
+
+static int add_array(struct json_object *o, const char *key, struct json_object **ret)
+{
+        struct json_object *array = json_object_new_array();
+
+        *ret = array;
+        return luv_json_add(o, key, array);
+}
+
+static int add_object(struct json_object *o, const char *key, struct json_object **ret)
+{
+        struct json_object *member = json_object_new_object();
+
+        *ret = member;
+        return luv_json_add(o, key, member);
+}
+
+static int append_object(struct json_object *array, struct json_object **ret)
+{
+        struct json_object *element = json_object_new_object();
+
+        *ret = element;
+        return luv_json_append(array, element);
+}
+
+static int write_anchor(struct json_object *o, const char *key, const TimelineAnchor *a)
+{
+        struct json_object *member;
+        int r;
+
+        r = add_object(o, key, &member);
+        if (r >= 0)
+                r = luv_json_add_u64(member, "boottime_usec", a->boottime_usec);
+        if (r >= 0)
+                r = luv_json_add_u64(member, "realtime_usec", a->realtime_usec);
+        if (r >= 0)
+                r = luv_json_add_u64(member, "tsc", a->tsc);
+        if (r >= 0)
+                r = luv_json_add_u64(member, "tsc_khz", a->tsc_khz);
+        return r;
+}
+
+static int write_timeline(struct json_object *o, const Timeline *t)
+{
+        struct json_object *member, *phases, *phase;
+        int r;
+
+        r = add_object(o, "timeline", &member);
+        if (r >= 0)
+                r = luv_json_add_u64(member, "started_realtime_usec", t->started_realtime_usec);
+        if (r >= 0)
+                r = luv_json_add_u64(member, "started_usec", t->started_usec);
+        if (r >= 0)
+                r = write_anchor(member, "outgoing", &t->outgoing);
+        if (r >= 0)
+                r = write_anchor(member, "incoming", &t->incoming);
+        if (r >= 0)
+                r = add_array(member, "phases", &phases);
+        for (size_t i = 0; i < t->n_phases && r >= 0; i++) {
+                r = append_object(phases, &phase);
+                if (r >= 0)
+                        r = luv_json_add_string(phase, "name", t->phases[i].name);
+                if (r >= 0)
+                        r = luv_json_add_string(phase, "machine", t->phases[i].machine);
+                if (r >= 0)
+                        r = luv_json_add_u64(phase, "start_usec", t->phases[i].start_usec);
+                if (r >= 0)
+                        r = luv_json_add_u64(phase, "end_usec", t->phases[i].end_usec);
+                if (r >= 0 && t->phases[i].incoming)
+                        r = luv_json_add_bool(phase, "incoming", true);
+        }
+        return r;
+}
+
+static int write_host(struct json_object *o, const HostRecord *h)
+{
+        struct json_object *units, *sessions, *session;
+        int r;
+
+        r = luv_json_add_string(o, "update_id", h->update_id);
+        if (r >= 0)
+                r = luv_json_add_string(o, "from_kernel", h->from_kernel);
+        if (r >= 0)
+                r = luv_json_add_string(o, "to_kernel", h->to_kernel);
+        if (r >= 0)
+                r = luv_json_add_string(o, "boot_id", h->boot_id);
+        if (r >= 0)
+                r = write_timeline(o, &h->timeline);
+        if (r >= 0)
+                r = add_array(o, "units", &units);
+        for (char *const *u = h->units; u && *u && r >= 0; u++)
+                r = luv_json_append(units, json_object_new_string(*u));
+        if (r >= 0)
+                r = add_array(o, "sessions", &sessions);
+        for (size_t i = 0; i < h->n_sessions && r >= 0; i++) {
+                r = append_object(sessions, &session);
+                if (r >= 0)
+                        r = luv_json_add_string(session, "machine", h->sessions[i].machine);
+                if (r >= 0)
+                        r = luv_json_add_string(session, "session", h->sessions[i].session);
+                if (r >= 0)
+                        r = luv_json_add_u64(session, "serial", h->sessions[i].serial);
+        }
+        return r;
+}
+
+static int write_fd(struct json_object *array, const FdRecord *f)
+{
+        struct json_object *o;
+        int r;
+
+        r = append_object(array, &o);
+        if (r >= 0)
+                r = luv_json_add_string(o, "name", f->name);
+        if (r >= 0)
+                r = luv_json_add_string(o, "kind", luv_fd_kind_to_string(f->kind));
+        if (r >= 0)
+                r = luv_json_add_string(o, "outcome", luv_fd_outcome_to_string(f->outcome));
+        if (r >= 0)
+                r = luv_json_add_u64(o, "token", f->token);
+        if (r >= 0 && f->size > 0)
+                r = luv_json_add_u64(o, "size", f->size);
+        if (r >= 0)
+                r = luv_json_add_string(o, "device", f->device);
+        return r;
+}
+
+static int write_device(struct json_object *array, const DeviceRecord *d)
+{
+        struct json_object *o;
+        int r;
+
+        r = append_object(array, &o);
+        if (r >= 0)
+                r = luv_json_add_string(o, "address", d->address);
+        if (r >= 0)
+                r = luv_json_add_string(o, "plugin", d->plugin);
+        if (r >= 0)
+                r = luv_json_add_string(o, "promise", d->promise);
+        if (r >= 0)
+                r = luv_json_add_string(o, "plan", strempty(d->plan));
+        return r;
+}
+
+static int write_machine(struct json_object *o, const MachineRecord *m)
+{
+        struct json_object *fds, *devices;
+        int r;
+
+        r = luv_json_add_string(o, "name", m->name);
+        if (r >= 0)
+                r = luv_json_add_string(o, "secret", m->secret);
+        if (r >= 0)
+                r = luv_json_add_string(o, "unit", m->unit);
+        if (r >= 0)
+                r = luv_json_add_string(o, "vmm", m->vmm);
+        if (r >= 0)
+                r = luv_json_add_string(o, "session", m->session);
+        if (r >= 0)
+                r = luv_json_add_u64(o, "uid", m->uid);
+        if (r >= 0)
+                r = luv_json_add_u64(o, "generation", m->generation);
+        if (r >= 0)
+                r = luv_json_add_u64(o, "serial", m->serial);
+        if (r >= 0)
+                r = luv_json_add_u64(o, "stopped_usec", m->stopped_usec);
+        if (r >= 0)
+                r = add_array(o, "fds", &fds);
+        for (size_t i = 0; i < m->n_fds && r >= 0; i++)
+                r = write_fd(fds, &m->fds[i]);
+        if (r >= 0)
+                r = add_array(o, "devices", &devices);
+        for (size_t i = 0; i < m->n_devices && r >= 0; i++)
+                r = write_device(devices, &m->devices[i]);
+        return r;
+}
+
+/* What our own reader would refuse is our own fault, not damage. */
+static int read_back(int r)
+{
+        return r == -EBADMSG || r == -EPROTONOSUPPORT ? -EINVAL : r;
+}
+
+int luv_host_record_write(const HostRecord *h, int *ret_fd, char **ret_reason)
+{
+        _cleanup_(luv_host_record_freep) HostRecord *back = NULL;
+        _cleanup_json_ struct json_object *o = json_object_new_object();
+        _cleanup_close_ int fd = -EBADF;
+        int r;
+
+        if (!o)
+                return -ENOMEM;
+        r = write_host(o, h);
+        if (r >= 0)
+                r = seal(DOCUMENT_HOST, o, &fd, ret_reason);
+        if (r >= 0)
+                r = read_back(luv_host_record_read(fd, &back, ret_reason));
+        if (r < 0)
+                return r;
+        *ret_fd = TAKE_FD(fd);
+        return 0;
+}
+
+int luv_machine_record_write(const MachineRecord *m, int *ret_fd, char **ret_reason)
+{
+        _cleanup_(luv_machine_record_freep) MachineRecord *back = NULL;
+        _cleanup_json_ struct json_object *o = json_object_new_object();
+        _cleanup_close_ int fd = -EBADF;
+        int r;
+
+        if (!o)
+                return -ENOMEM;
+        r = write_machine(o, m);
+        if (r >= 0)
+                r = seal(DOCUMENT_MACHINE, o, &fd, ret_reason);
+        if (r >= 0)
+                r = read_back(luv_machine_record_read(fd, &back, ret_reason));
+        if (r < 0)
+                return r;
+        *ret_fd = TAKE_FD(fd);
+        return 0;
+}
