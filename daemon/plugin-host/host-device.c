@@ -131,7 +131,7 @@ static int open_folder(const char *path)
 static int open_beneath(const char *folder, const char *path, int flags)
 {
         struct open_how how = {
-                .flags = (uint64_t) flags | O_CLOEXEC | O_NOCTTY,
+                .flags = (uint64_t) flags | O_CLOEXEC,
                 .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS,
         };
         _cleanup_close_ int folder_fd = -EBADF;
@@ -202,14 +202,15 @@ static int host_bridge_read(struct luvfio_device *d, unsigned level, unsigned of
         return read_config(real, offset, data, size);
 }
 
-static int host_attr_read(struct luvfio_device *d, const char *path, char *value, size_t size)
+/* FOLDER's file PATH as a string. */
+static int read_attribute(const char *folder, const char *path, char *value, size_t size)
 {
         _cleanup_close_ int fd = -EBADF;
         size_t n = 0;
 
         if (size == 0)
                 return -EINVAL;
-        fd = open_beneath(d->path, path, O_RDONLY);
+        fd = open_beneath(folder, path, O_RDONLY);
         if (fd < 0)
                 return fd;
 
@@ -231,6 +232,18 @@ static int host_attr_read(struct luvfio_device *d, const char *path, char *value
                 n--;
         value[n] = 0;
         return (int) MIN(n, (size_t) INT_MAX);
+}
+
+static int host_attr_read(struct luvfio_device *d, const char *path, char *value, size_t size)
+{
+        return read_attribute(d->path, path, value, size);
+}
+
+static int host_kernel_read(struct luvfio_device *d, const char *path, char *value, size_t size)
+{
+        _cleanup_free_ char *folder = luv_strf("%s/kernel", d->options->sysfs);
+
+        return folder ? read_attribute(folder, path, value, size) : -ENOMEM;
 }
 
 static int write_fd(int fd, const char *value)
@@ -589,6 +602,7 @@ const struct luvfio_host luv_host_callbacks = {
         .bridge_read = host_bridge_read,
         .attr_read = host_attr_read,
         .attr_write = host_attr_write,
+        .kernel_read = host_kernel_read,
         .driver = host_driver,
         .driver_override = host_driver_override,
         .bind = host_bind,

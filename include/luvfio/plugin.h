@@ -108,10 +108,14 @@ struct luvfio_host {
 
         /*
          * An attribute, as a string without the newline at its end; returns its length. -EFBIG: it does not
-         * fit into SIZE with its 0 byte. -ENOENT: this kernel or device does not have it.
+         * fit into SIZE with its 0 byte. -ENOENT: this kernel or device does not have it. -EXDEV: it is
+         * there, and is a link that leads out of the folder.
          */
         int (*attr_read)(struct luvfio_device *device, const char *path, char *value, size_t size);
         int (*attr_write)(struct luvfio_device *device, const char *path, const char *value);
+
+        /* The same of the kernel: PATH is below /sys/kernel, as in "liveupdate/abi". */
+        int (*kernel_read)(struct luvfio_device *device, const char *path, char *value, size_t size);
 
         /* The driver the device is bound to; -ENOENT: to none. */
         int (*driver)(struct luvfio_device *device, char *name, size_t size);
