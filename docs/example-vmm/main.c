@@ -405,6 +405,7 @@ static void on_quiesce(struct luvfio *l, const struct luvfio_event *event, void 
 {
         _cleanup_close_ int state_fd = -EBADF;
         uint64_t stopped_usec = luvfio_now();
+        struct json_object *more;
         Vmm *v = userdata;
 
         if (v->misbehave == MISBEHAVE_DIE_AT_QUIESCE)
@@ -422,7 +423,9 @@ static void on_quiesce(struct luvfio *l, const struct luvfio_event *event, void 
                 return;
         if (luvfio_quiesced(l, stopped_usec) < 0)
                 log_info("%s", luvfio_get_error(l));
-        report(v->report, "quiesced", v->name, &v->guest, NULL);
+        more = json_object_new_object();
+        json_object_object_add(more, "vcpusStoppedUSec", json_object_new_int64((int64_t) stopped_usec));
+        report(v->report, "quiesced", v->name, &v->guest, more);
 }
 
 static void on_commit(struct luvfio *l, const struct luvfio_event *event, void *userdata)
