@@ -448,7 +448,7 @@ def run(args):
 
     if end.code in (EXIT_STALL, EXIT_DIED, EXIT_SETUP):
         r.say("the end of the serial log:")
-        for line in r.serial_tail():
+        for line in r.serial_tail(60 if end.verdict == "panic" else 30):
             progress.say(f"      | {line}")
     r.say(f"{'ok' if end.code == 0 else 'FAILED: ' + (end.reason or end.verdict)}; everything is in {out}")
     return end.code
