@@ -303,7 +303,7 @@ static int call_raw(struct luvfio *l, const char *what, const char *method, sd_j
 /* The connection for calls: a new one says first who it is, since calls carry no secret. */
 static int calls_open(struct luvfio *l)
 {
-        sd_json_variant *parameters = NULL, *reply;
+        sd_json_variant *parameters = NULL, *reply = NULL;
         _cleanup_free_ char *what = NULL;
         int r;
 

@@ -53,7 +53,7 @@ int iommu_map(Iommu *iommu, int ram_fd, uint64_t size)
         iommu->ioas = file.ioas_id = alloc.out_ioas_id;
         if (ioctl(iommu->fd, IOMMU_IOAS_MAP_FILE, &file) < 0)
                 return log_error(negative_errno(), "IOMMU_IOAS_MAP_FILE of %llu MiB: %m",
-                                 (unsigned long long) size / MIB);
+                                 (unsigned long long) (size / MIB));
         return 0;
 }
 

@@ -10,7 +10,7 @@
 #include "vmm.h"
 
 #define STATE_VERSION 1
-#define STATE_SIZE_MAX (64 * 1024)
+#define STATE_SIZE_MAX ((off_t) 64 << 10)
 
 int log_error(int r, const char *format, ...)
 {

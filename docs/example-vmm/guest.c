@@ -16,7 +16,7 @@
 
 GuestHeader *guest_header(const Guest *g)
 {
-        return (GuestHeader *) (void *) g->ram;
+        return (GuestHeader *) g->ram;
 }
 
 static int map(Guest *g, uint64_t size)
@@ -25,13 +25,13 @@ static int map(Guest *g, uint64_t size)
 
         if (p == MAP_FAILED)
                 return log_error(negative_errno(), "guest RAM of %llu MiB: mmap: %m",
-                                 (unsigned long long) size / MIB);
+                                 (unsigned long long) (size / MIB));
         g->ram = p;
         g->size = size;
         for (size_t i = 0; i < g->n_devices; i++) {
                 size_t offset = DEVICE_AREA_OFFSET + i * DEVICE_AREA_SIZE;
 
-                g->devices[i].area = (DeviceArea *) (void *) (g->ram + offset);
+                g->devices[i].area = (DeviceArea *) (g->ram + offset);
                 g->devices[i].area_iova = RAM_BASE + offset;
         }
         g->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -56,7 +56,7 @@ static void step(Guest *g)
         GuestHeader *header = guest_header(g);
         uint64_t pages = (g->size - PATTERN_OFFSET) / PAGE, n = ++header->steps, page = (n - 1) % pages;
         uint64_t before = n > pages ? n - pages : 0;
-        uint64_t *words = (uint64_t *) (void *) (g->ram + PATTERN_OFFSET + page * PAGE), wrong = 0;
+        uint64_t *words = (uint64_t *) (g->ram + PATTERN_OFFSET + page * PAGE), wrong = 0;
 
         for (size_t i = 0; i < WORDS; i++)
                 wrong |= words[i] ^ pattern(page, before, i);
@@ -74,7 +74,7 @@ int guest_create_ram(Guest *g, uint64_t size)
         g->ram_fd = memfd_create("guest-ram", MFD_CLOEXEC);
         if (g->ram_fd < 0 || ftruncate(g->ram_fd, (off_t) size) < 0)
                 return log_error(negative_errno(), "guest RAM of %llu MiB: memfd: %m",
-                                 (unsigned long long) size / MIB);
+                                 (unsigned long long) (size / MIB));
         r = map(g, size);
         if (r < 0)
                 return r;
@@ -188,7 +188,7 @@ int guest_stop(Guest *g)
  * itself. */
 uint64_t guest_checksum(const Guest *g)
 {
-        const uint64_t *words = (const uint64_t *) (const void *) g->ram;
+        const uint64_t *words = (const uint64_t *) g->ram;
         uint64_t lane[4] = { 1, 2, 3, 4 }, sum = g->size;
 
         for (uint64_t i = 0; i < g->size / sizeof(uint64_t); i += 4)

@@ -93,7 +93,7 @@ typedef struct Igb {
 
 static Igb *igb_of(Device *d)
 {
-        return (Igb *) (void *) ((uint8_t *) d->area + 128);
+        return (Igb *) ((uint8_t *) d->area + 128);
 }
 
 static uint64_t iova_of(Device *d, const void *p)

@@ -261,7 +261,7 @@ static int retrieve(Vmm *v, const char *name, enum luvfio_outcome *ret_outcome, 
 static int resume_iommu(Vmm *v, struct json_object *outcomes)
 {
         const struct luvfio_fd *info = luvfio_find_fd(v->l, "iommu");
-        enum luvfio_outcome outcome;
+        enum luvfio_outcome outcome = LUVFIO_OUTCOME_REBUILT;
 
         if (info && info->outcome != LUVFIO_OUTCOME_REBUILT) {
                 v->iommu.fd = retrieve(v, "iommu", &outcome, outcomes);
@@ -273,7 +273,7 @@ static int resume_iommu(Vmm *v, struct json_object *outcomes)
 
 static int resume_device(Vmm *v, Device *d, uint64_t rounds, struct json_object *outcomes)
 {
-        enum luvfio_outcome outcome;
+        enum luvfio_outcome outcome = LUVFIO_OUTCOME_REBUILT;
         char name[32];
         int r;
 
@@ -304,7 +304,7 @@ static int resume_machine(Vmm *v, struct json_object *findings)
 {
         struct json_object *outcomes = json_object_new_object();
         _cleanup_close_ int state_fd = -EBADF;
-        enum luvfio_outcome outcome;
+        enum luvfio_outcome outcome = LUVFIO_OUTCOME_REBUILT;
         State *state = &v->quiesced;
         int r;
 
@@ -718,7 +718,7 @@ int main(int argc, char **argv)
                 { "version", no_argument, NULL, 'V' },
                 {},
         };
-        static Vmm v = { .memory = 256ULL * MIB, .checksum = true, .iommu.fd = -EBADF };
+        static Vmm v = { .memory = 256 * MIB, .checksum = true, .iommu.fd = -EBADF };
         bool no_device = false, test = false;
         int c, r = 0;
 
@@ -735,7 +735,7 @@ int main(int argc, char **argv)
                 case MEMORY:
                         v.memory = strtoull(optarg, NULL, 10) * MIB;
                         if (v.memory < MEMORY_MIN_MIB * MIB)
-                                r = log_error(-EINVAL, "--memory %s: at least %u MiB", optarg,
+                                r = log_error(-EINVAL, "--memory %s: at least %d MiB", optarg,
                                               MEMORY_MIN_MIB);
                         break;
                 case DEVICE:

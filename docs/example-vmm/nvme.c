@@ -71,7 +71,7 @@ typedef struct Nvme {
 
 static Nvme *nvme_of(Device *d)
 {
-        return (Nvme *) (void *) ((uint8_t *) d->area + PAGE);
+        return (Nvme *) ((uint8_t *) d->area + PAGE);
 }
 
 static uint64_t iova_of(Device *d, const void *p)

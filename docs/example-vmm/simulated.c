@@ -14,7 +14,7 @@ static int simulated_start(Device *d)
 
 static int simulated_round(Device *d, uint64_t round)
 {
-        uint64_t *words = (uint64_t *) (void *) d->area->driver;
+        uint64_t *words = (uint64_t *) d->area->driver;
 
         words[0] = round;
         words[1] = words[0];

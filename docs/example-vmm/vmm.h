@@ -19,16 +19,16 @@
 
 #include "util/macro.h"
 
-#define PAGE 4096U
-#define MIB (1024U * 1024U)
+#define PAGE ((size_t) 4096)
+#define MIB ((uint64_t) 1 << 20)
 
 /* Guest-physical layout. RAM starts at 4 GiB, clear of the window where interrupts are messages. */
-#define RAM_BASE (4096ULL * MIB)
+#define RAM_BASE (4096 * MIB)
 #define DEVICES_MAX 8U
-#define DEVICE_AREA_OFFSET (1U * MIB)
-#define DEVICE_AREA_SIZE (256U * 1024U)
-#define PATTERN_OFFSET (4U * MIB)
-#define MEMORY_MIN_MIB 16U
+#define DEVICE_AREA_OFFSET ((size_t) MIB)
+#define DEVICE_AREA_SIZE ((size_t) 256 << 10)
+#define PATTERN_OFFSET (4 * MIB)
+#define MEMORY_MIN_MIB 16
 
 /* One line to stderr, which is the journal's; returns r, so that `return log_error(-EIO, ...)` reads well.
  */
