@@ -296,10 +296,13 @@ static bool driver_name_valid(const char *s)
 
 static int host_driver_override(struct luvfio_device *d, const char *driver)
 {
+        _cleanup_free_ char *line = NULL;
+
         if (driver && !driver_name_valid(driver))
                 return -EINVAL;
         /* An empty line takes the override away. */
-        return host_attr_write(d, "driver_override", driver ? driver : "\n");
+        line = luv_strf("%s\n", strempty(driver));
+        return line ? host_attr_write(d, "driver_override", line) : -ENOMEM;
 }
 
 /* Writes the device's address into a file of the PCI bus. */
