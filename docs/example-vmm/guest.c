@@ -19,9 +19,9 @@ GuestHeader *guest_header(const Guest *g)
         return (GuestHeader *) g->ram;
 }
 
-static int map(Guest *g, uint64_t size)
+static int map(Guest *g, uint64_t size, int flags)
 {
-        void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, g->ram_fd, 0);
+        void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | flags, g->ram_fd, 0);
 
         if (p == MAP_FAILED)
                 return log_error(negative_errno(), "guest RAM of %llu MiB: mmap: %m",
@@ -75,7 +75,7 @@ int guest_create_ram(Guest *g, uint64_t size)
         if (g->ram_fd < 0 || ftruncate(g->ram_fd, (off_t) size) < 0)
                 return log_error(negative_errno(), "guest RAM of %llu MiB: memfd: %m",
                                  (unsigned long long) (size / MIB));
-        r = map(g, size);
+        r = map(g, size, MAP_POPULATE);
         if (r < 0)
                 return r;
         guest_header(g)->magic = GUEST_MAGIC;
@@ -96,7 +96,7 @@ int guest_map_ram(Guest *g, uint64_t size)
         if ((uint64_t) st.st_size != size || size < MEMORY_MIN_MIB * MIB || size % PAGE != 0)
                 return log_error(-EBADMSG, "guest RAM has %llu bytes, the state document says %llu",
                                  (unsigned long long) st.st_size, (unsigned long long) size);
-        r = map(g, size);
+        r = map(g, size, 0);
         if (r < 0)
                 return r;
         if (guest_header(g)->magic != GUEST_MAGIC)

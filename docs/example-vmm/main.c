@@ -237,12 +237,20 @@ static void verify_done(Vmm *v)
         v->verify = NULL;
         if (luvfio_resumed(v->l, v->running_usec) < 0)
                 log_info("%s", luvfio_get_error(v->l));
+        json_object_object_add(findings, "vcpusRunningUSec",
+                               json_object_new_int64((int64_t) v->running_usec));
         json_object_object_add(findings, "ok",
                                json_object_new_boolean(guest_header(&v->guest)->errors == 0));
         report(v->report, v->verify_event, v->name, &v->guest, findings);
 }
 
 /* -- after the jump -- */
+
+/* When a step of coming back was done, for those who measure it. */
+static void note_time(struct json_object *findings, const char *name)
+{
+        json_object_object_add(findings, name, json_object_new_int64((int64_t) luvfio_now()));
+}
 
 static int retrieve(Vmm *v, const char *name, enum luvfio_outcome *ret_outcome, struct json_object *outcomes)
 {
@@ -312,6 +320,7 @@ static int resume_machine(Vmm *v, struct json_object *findings)
         json_object_object_add(findings, "generation",
                                json_object_new_int64((int64_t) luvfio_get_generation(v->l)));
 
+        note_time(findings, "resumeUSec");
         /* RAM first: everything else refers to it. */
         v->guest.ram_fd = retrieve(v, "ram", &outcome, outcomes);
         if (v->guest.ram_fd < 0)
@@ -334,14 +343,19 @@ static int resume_machine(Vmm *v, struct json_object *findings)
         r = guest_map_ram(&v->guest, state->ram_size);
         if (r < 0)
                 return r;
+        note_time(findings, "ramRetrievedUSec");
         if (!state_verify(v, state, findings))
                 return log_error(-EBADMSG, "machine '%s': guest RAM is not what it was at quiesce", v->name);
+        note_time(findings, "ramVerifiedUSec");
 
         if (state->n_devices > 0)
                 r = resume_iommu(v, outcomes);
         for (size_t i = 0; r >= 0 && i < state->n_devices; i++)
                 r = resume_device(v, &v->devices[i], state->devices[i].rounds, outcomes);
-        return r < 0 ? r : guest_run(&v->guest);
+        if (r < 0)
+                return r;
+        note_time(findings, "devicesRebuiltUSec");
+        return guest_run(&v->guest);
 }
 
 /* -- events of luvfiod -- */
