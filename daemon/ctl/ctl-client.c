@@ -82,7 +82,7 @@ static ExitCode fail_update(Ctl *c, sd_json_variant *parameters)
 {
         const char *machine = ctl_get_string(parameters, "machine");
 
-        return ctl_fail(c, CTL_ABORTED, "Given up while %s%s%s: %s All machines run on.",
+        return ctl_fail(c, CTL_ABORTED, "Given up while %s%s%s: %s; all machines run on.",
                         strempty(ctl_get_string(parameters, "state")), machine ? ", at machine " : "",
                         strempty(machine), strempty(ctl_get_string(parameters, "reason")));
 }
@@ -111,7 +111,7 @@ ExitCode ctl_fail_error(Ctl *c, const char *error_id, sd_json_variant *parameter
                 { VL_ERROR_HOST("NoSuchMachine"), CTL_FAILED, "There is no machine '%s'.", "machine" },
                 { VL_ERROR_HOST("NotStranded"), CTL_FAILED,
                   "Machine '%s' is not stranded; only stranded ones can be discarded.", "machine" },
-                { VL_ERROR_HOST("BadKernel"), CTL_FAILED, "The kernel will not do: %s", "reason" },
+                { VL_ERROR_HOST("BadKernel"), CTL_FAILED, "The kernel will not do: %s.", "reason" },
                 { VL_ERROR_HOST("NoKernel"), CTL_FAILED,
                   "No kernel was given, none is staged and none is configured: name one on the command "
                   "line.",
