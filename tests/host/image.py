@@ -41,10 +41,10 @@ UDEV_SUBSYSTEMS = ["block", "pci", "net", "misc", "vfio-dev", "module"]
 UDEV_RULES = ["50-udev-default.rules", "80-drivers.rules", "99-systemd.rules"]
 
 # In both images, relative to /.
+PROGRAMS = {"jump.c": "usr/lib/luvhost/jump", "mark.c": "usr/local/bin/mark"}
 HELPERS = {
     "run": "usr/lib/luvhost/run",
     "jump": "usr/local/bin/jump",
-    "mark": "usr/local/bin/mark",
     "bdf": "usr/local/bin/bdf",
     "vfio-bind": "usr/local/bin/vfio-bind",
 }
@@ -71,13 +71,14 @@ def install(source, to, mode=0o755):
 def install_helpers(root):
     for name, to in HELPERS.items():
         install(GUEST / name, root / to)
-    install(tool("jump.c"), root / "usr/lib/luvhost/jump")
+    for source, to in PROGRAMS.items():
+        install(tool(source), root / to)
 
 
 def tiny():
     """The initramfs of the tiny image: busybox and our helpers."""
     busybox = Path("/usr/bin/busybox") if Path("/usr/bin/busybox").exists() else Path("/bin/busybox")
-    inputs = [busybox, GUEST / "tiny-init", tool("jump.c")] + [GUEST / n for n in HELPERS]
+    inputs = [busybox, GUEST / "tiny-init", *map(tool, PROGRAMS)] + [GUEST / n for n in HELPERS]
 
     def make(folder):
         root = folder / "root"
@@ -115,7 +116,7 @@ def mirror():
 def full(suite):
     """The disk image of the full image."""
     files = ["first-boot", "luvhost.service"]
-    inputs = [suite, *PACKAGES, *MASKED, tool("jump.c"), Path(__file__)]
+    inputs = [suite, *PACKAGES, *MASKED, *map(tool, PROGRAMS), Path(__file__)]
     inputs += [GUEST / n for n in [*HELPERS, *files]]
     packages = [p.replace("libglib2.0-0t64", "libglib2.0-0") if suite == "bookworm" else p for p in PACKAGES]
 
@@ -149,6 +150,10 @@ def full(suite):
         (root / "usr/lib/udev/hwdb.bin").unlink(missing_ok=True)
         shutil.rmtree(root / "usr/lib/udev/hwdb.d", ignore_errors=True)
         (root / "etc/machine-id").write_text("6c75766669" + "0" * 21 + "1\n")
+        # As on a host whose devices belong to machines: drivers for them are not loaded unasked.
+        blacklist = root / "etc/modprobe.d/luvhost.conf"
+        blacklist.parent.mkdir(parents=True, exist_ok=True)
+        blacklist.write_text("".join(f"blacklist {m}\n" for m in ("igb", "igbvf", "nvme", "virtio_rng")))
         (root / "etc/hostname").write_text("luvhost\n")
         (root / "etc/fstab").write_text("")
         (root / "out").mkdir()

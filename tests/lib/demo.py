@@ -19,8 +19,7 @@ LIB = TESTS / "lib"
 
 def guest_files():
     """What the full image needs to run example machines."""
-    return ["--file", f"{LIB}/vmm.sh:/usr/lib/luvhost/vmm.sh",
-            "--file", f"{LIB}/luvfio-example-vmm@.service:/usr/lib/systemd/system/luvfio-example-vmm@.service"]
+    return ["--file", f"{LIB}/vmm.sh:/usr/lib/luvhost/vmm.sh"]
 
 
 def verdict(out, result):

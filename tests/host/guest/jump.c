@@ -9,6 +9,7 @@
 #include <getopt.h>
 #include <linux/reboot.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,7 +33,8 @@ static void usage(FILE *f)
               "  -a, --append TEXT    add to the command line\n"
               "  -l, --load           load only\n"
               "  -e, --exec           jump into what is loaded\n"
-              "  -u, --unload         unload\n",
+              "  -u, --unload         unload\n"
+              "  -m, --mark N         leave mark N in QEMU's trace right before reboot(2)\n",
               f);
 }
 
@@ -104,14 +106,30 @@ static int load(const char *kernel, const char *initrd, const char *cmdline)
         return 0;
 }
 
-static int execute(void)
+/* As mark does; here, so that nothing comes between it and reboot(2). */
+static int open_marker(void)
 {
-        int error;
+        int fd = open("/sys/bus/pci/devices/0000:00:1e.0/config", O_WRONLY | O_CLOEXEC);
 
+        return fd < 0 ? -errno : fd;
+}
+
+static int execute(long mark)
+{
+        uint8_t byte = (uint8_t) mark;
+        int error, fd = -1;
+
+        if (mark > 0) {
+                fd = open_marker();
+                if (fd < 0)
+                        return failed("the marker device", -fd);
+        }
         sync();
         /* What was printed so far would be lost with this kernel's buffers. */
         (void) tcdrain(STDOUT_FILENO);
         (void) tcdrain(STDERR_FILENO);
+        if (fd >= 0 && pwrite(fd, &byte, 1, 12) != 1)
+                return failed("the marker device", errno);
         syscall(SYS_reboot, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_KEXEC, NULL);
         error = errno;
         return failed("the kernel refused to jump", error);
@@ -120,24 +138,21 @@ static int execute(void)
 int main(int argc, char **argv)
 {
         static const struct option options[] = {
-                { "initrd", required_argument, NULL, 'i' },
-                { "no-initrd", no_argument, NULL, 'n' },
-                { "cmdline", required_argument, NULL, 'c' },
-                { "append", required_argument, NULL, 'a' },
-                { "load", no_argument, NULL, 'l' },
-                { "exec", no_argument, NULL, 'e' },
-                { "unload", no_argument, NULL, 'u' },
-                { "help", no_argument, NULL, 'h' },
-                {},
+                { "initrd", required_argument, NULL, 'i' },  { "no-initrd", no_argument, NULL, 'n' },
+                { "cmdline", required_argument, NULL, 'c' }, { "append", required_argument, NULL, 'a' },
+                { "load", no_argument, NULL, 'l' },          { "exec", no_argument, NULL, 'e' },
+                { "unload", no_argument, NULL, 'u' },        { "mark", required_argument, NULL, 'm' },
+                { "help", no_argument, NULL, 'h' },          {},
         };
         const char *initrd = access("/boot/initrd", R_OK) == 0 ? "/boot/initrd" : NULL;
         bool load_only = false, exec_only = false;
         char cmdline[4096] = "";
         const char *append = NULL;
         bool own_cmdline = false;
+        long mark = 0;
         int c, r;
 
-        while ((c = getopt_long(argc, argv, "i:nc:a:leuh", options, NULL)) >= 0)
+        while ((c = getopt_long(argc, argv, "i:nc:a:leum:h", options, NULL)) >= 0)
                 switch (c) {
                 case 'i':
                         initrd = optarg;
@@ -162,6 +177,11 @@ int main(int argc, char **argv)
                         break;
                 case 'u':
                         return unload();
+                case 'm':
+                        mark = strtol(optarg, NULL, 10);
+                        if (mark < 1 || mark > 255)
+                                return failed("--mark", EINVAL);
+                        break;
                 case 'h':
                         usage(stdout);
                         return 0;
@@ -171,7 +191,7 @@ int main(int argc, char **argv)
                 }
 
         if (exec_only)
-                return execute();
+                return execute(mark);
         if (optind + 1 != argc) {
                 usage(stderr);
                 return EINVAL;
@@ -192,5 +212,5 @@ int main(int argc, char **argv)
         r = load(argv[optind], initrd, cmdline);
         if (r != 0 || load_only)
                 return r;
-        return execute();
+        return execute(mark);
 }
