@@ -1,0 +1,23 @@
+#!/bin/sh
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# check-options.sh LUVFIOCTL.1 LUVFIOCTL: the manual explains each command and option that --help names.
+set -eu
+
+manual=$1 luvfioctl=$2
+fault=0
+
+help=$("$luvfioctl" --help)
+for option in $(printf '%s\n' "$help" | grep -o -- '--[a-z][a-z-]*' | sort -u); do
+        grep -Eq "^\.It .*(Fl |, )-${option#--}( |$)" "$manual" || {
+                echo "$manual does not explain $option" >&2
+                fault=1
+        }
+done
+for verb in $(printf '%s\n' "$help" | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p'); do
+        grep -Eq "^\.It Cm $verb( |$)" "$manual" || {
+                echo "$manual does not explain $verb" >&2
+                fault=1
+        }
+done
+exit "$fault"
