@@ -6,6 +6,9 @@
 /*
  * The service manager's fd store, where session fds survive this process. Without a manager
  * (no $NOTIFY_SOCKET) pushing and removing succeed and do nothing: luv_fd_store_available() tells.
+ *
+ * A manager whose store is full closes what it is sent and says so in its log only, so the number of stored
+ * fds is kept here, against $FDSTORE, in which the manager tells FileDescriptorStoreMax=.
  */
 
 typedef struct FdStore FdStore;
@@ -22,7 +25,10 @@ int luv_fd_store_take(FdStore *s, const char *name);
 /* Names of the fds that are left whose name begins with PREFIX; caller frees array and strings. */
 int luv_fd_store_names(FdStore *s, const char *prefix, char ***ret);
 
-/* Stores a dup of FD under NAME and waits until the manager has it; -ENOSPC if the store is full. */
+/*
+ * Stores a dup of FD under NAME and waits until the manager has it; -ENOSPC if the store is full, -ETIME if
+ * the manager does not answer. A file that is stored already is not stored again.
+ */
 int luv_fd_store_push(FdStore *s, const char *name, int fd);
 /* Drops all fds of NAME; the manager closes its copies asynchronously. */
 int luv_fd_store_remove(FdStore *s, const char *name);

@@ -22,6 +22,11 @@ typedef struct RestoreCallbacks {
         void (*found)(const HostRecord *host, void *userdata);
         /* All devices of a machine are back. RECORD and SESSION are the callee's. */
         void (*ready)(MachineRecord *record, LuoSession *session, void *userdata);
+        /*
+         * The host record names a machine whose session the kernel does not have (any more): an earlier
+         * incarnation finished it, and was killed before it was done with the others. May be NULL: stranded.
+         */
+        void (*gone)(const char *machine, void *userdata);
         /* RECORD and SESSION may be NULL (could not be had); the callee's. */
         void (*stranded)(const char *machine, const char *reason, MachineRecord *record, LuoSession *session,
                          void *userdata);

@@ -3,12 +3,71 @@
 #include "util/json-util.h"
 #include "util/string-util.h"
 
+static char *put_escape(char *to, uint32_t unit)
+{
+        return to + snprintf(to, 7, "\\u%04x", unit);
+}
+
+/*
+ * json-c 0.17 and 0.18, when strict, take every byte of a character that is not ASCII for a control
+ * character. So these become escapes first. DATA is valid UTF-8.
+ */
+static int escape_unicode(const char *data, size_t size, char **ret, size_t *ret_size)
+{
+        _cleanup_free_ char *escaped = NULL;
+        bool backslash = false;
+        size_t extra = 0;
+        char *to;
+
+        /* At most six bytes for the two of a character that has the fewest, twelve for one of four. */
+        for (size_t i = 0; i < size; i++)
+                extra += (uint8_t) data[i] >= 0x80 ? 2 : 0;
+        if (extra == 0) {
+                *ret = NULL;
+                return 0;
+        }
+        escaped = malloc(size + extra + 1);
+        if (!escaped)
+                return -ENOMEM;
+        to = escaped;
+        for (size_t i = 0; i < size;) {
+                uint8_t c = (uint8_t) data[i];
+                uint32_t code;
+                size_t n;
+
+                if (c < 0x80) {
+                        backslash = c == '\\' && !backslash;
+                        *to++ = data[i++];
+                        continue;
+                }
+                /* It would escape our own backslash. */
+                if (backslash)
+                        return -EBADMSG;
+                n = c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : 2;
+                code = c & (0x7fu >> n);
+                for (size_t k = 1; k < n; k++)
+                        code = code << 6 | ((uint8_t) data[i + k] & 0x3f);
+                i += n;
+                if (code >= 0x10000) {
+                        code -= 0x10000;
+                        to = put_escape(to, 0xd800 + (code >> 10));
+                        code = 0xdc00 + (code & 0x3ff);
+                }
+                to = put_escape(to, code);
+        }
+        *ret_size = (size_t) (to - escaped);
+        *ret = TAKE_PTR(escaped);
+        return 0;
+}
+
 int luv_json_parse(const char *data, size_t size, struct json_object **ret, char **ret_reason)
 {
         _cleanup_json_ struct json_object *o = NULL;
+        _cleanup_free_ char *escaped = NULL;
         struct json_tokener *tokener;
         enum json_tokener_error error;
         size_t end;
+        int r;
 
         if (size > LUVFIO_JSON_SIZE_MAX)
                 return luv_reason(ret_reason, -EBADMSG,
@@ -17,6 +76,14 @@ int luv_json_parse(const char *data, size_t size, struct json_object **ret, char
         /* json-c's own check of UTF-8 lets surrogates pass. */
         if (!luv_utf8_valid(data, size))
                 return luv_reason(ret_reason, -EBADMSG, "the JSON is not valid UTF-8");
+
+        r = escape_unicode(data, size, &escaped, &size);
+        if (r == -EBADMSG)
+                return luv_reason(ret_reason, -EBADMSG, "the JSON has an escape that is none");
+        if (r < 0)
+                return r;
+        if (escaped)
+                data = escaped;
 
         tokener = json_tokener_new_ex(LUVFIO_JSON_DEPTH_MAX);
         if (!tokener)

@@ -273,13 +273,16 @@ START_TEST(json)
                 "{}x",
                 "{\"a\":1,}",
                 "nonsense",
+                "{\"a\":\"\\\303\244\"}",
+                "{\303\244}",
                 "{\"a\":\"\xed\xa0\x80\"}",
                 "[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]",
                 "{\"a\":99999999999999999999999}",
         };
         static const char good[] = "{\"s\":\"x\",\"n\":18446744073709551614,\"big\":18446744073709551615,"
-                                   "\"neg\":-1,\"f\":1.5,\"b\":true,\"null\":null,\"zero\":\"a\\u0000b\"}";
-        _cleanup_free_ char *s = NULL;
+                                   "\"neg\":-1,\"u\":\"\303\244\342\202\254\360\237\230\200\\\\\303\244\","
+                                   "\"f\":1.5,\"b\":true,\"null\":null,\"zero\":\"a\\u0000b\"}";
+        _cleanup_free_ char *s = NULL, *u = NULL;
         struct json_object *none = NULL;
         char *nothing = NULL;
         bool yes = false;
@@ -301,6 +304,8 @@ START_TEST(json)
         ck_assert_int_eq(luv_json_parse(good, strlen(good), &o, NULL), 0);
         ck_assert_int_eq(luv_json_get_string(o, "it", "s", false, &s, NULL), 0);
         ck_assert_str_eq(s, "x");
+        ck_assert_int_eq(luv_json_get_string(o, "it", "u", false, &u, NULL), 0);
+        ck_assert_str_eq(u, "\303\244\342\202\254\360\237\230\200\\\303\244");
         ck_assert_int_eq(luv_json_get_u64(o, "it", "n", false, &n, NULL), 0);
         ck_assert_uint_eq(n, UINT64_MAX - 1);
         ck_assert_int_eq(luv_json_get_u64(o, "it", "big", false, &n, NULL), -EBADMSG);
