@@ -8,7 +8,7 @@ status=0
 for plugin; do
         exports=$(nm -D --defined-only "$plugin" | awk '{ print $3 }')
         [ "$exports" = luvfio_plugin_v1 ] && continue
-        echo "$plugin exports more, or less, than luvfio_plugin_v1:" $exports
+        echo "$plugin exports more, or less, than luvfio_plugin_v1: $(echo "$exports" | paste -sd " ")"
         status=1
 done
 exit $status
