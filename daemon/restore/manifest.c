@@ -7,6 +7,7 @@
 #include "util/crc32c.h"
 #include "util/io.h"
 #include "util/json-util.h"
+#include "util/log.h"
 #include "util/string-util.h"
 
 /* Raised with every change; MIN_READER only where an older reader would go wrong. */
@@ -851,16 +852,20 @@ static int write_machine(struct json_object *o, const MachineRecord *m)
         return r;
 }
 
-/* What our own reader would refuse is our own fault, not damage. */
-static int read_back(int r)
+/* What our own reader would refuse is our own mistake, not damage. */
+static int written(int r, const char *reason)
 {
-        return r == -EBADMSG || r == -EPROTONOSUPPORT ? -EINVAL : r;
+        if (r != -EBADMSG && r != -EPROTONOSUPPORT && r != -EINVAL)
+                return r;
+        luv_log(LOG_ERR, "The record is not written, because it could not be read: %s", strempty(reason));
+        return -EINVAL;
 }
 
-int luv_host_record_write(const HostRecord *h, int *ret_fd, char **ret_reason)
+int luv_host_record_write(const HostRecord *h, int *ret_fd)
 {
         _cleanup_(luv_host_record_freep) HostRecord *back = NULL;
         _cleanup_json_ struct json_object *o = json_object_new_object();
+        _cleanup_free_ char *reason = NULL;
         _cleanup_close_ int fd = -EBADF;
         int r;
 
@@ -868,19 +873,20 @@ int luv_host_record_write(const HostRecord *h, int *ret_fd, char **ret_reason)
                 return -ENOMEM;
         r = write_host(o, h);
         if (r >= 0)
-                r = seal(DOCUMENT_HOST, o, &fd, ret_reason);
+                r = seal(DOCUMENT_HOST, o, &fd, &reason);
         if (r >= 0)
-                r = read_back(luv_host_record_read(fd, &back, ret_reason));
+                r = luv_host_record_read(fd, &back, &reason);
         if (r < 0)
-                return r;
+                return written(r, reason);
         *ret_fd = TAKE_FD(fd);
         return 0;
 }
 
-int luv_machine_record_write(const MachineRecord *m, int *ret_fd, char **ret_reason)
+int luv_machine_record_write(const MachineRecord *m, int *ret_fd)
 {
         _cleanup_(luv_machine_record_freep) MachineRecord *back = NULL;
         _cleanup_json_ struct json_object *o = json_object_new_object();
+        _cleanup_free_ char *reason = NULL;
         _cleanup_close_ int fd = -EBADF;
         int r;
 
@@ -888,11 +894,11 @@ int luv_machine_record_write(const MachineRecord *m, int *ret_fd, char **ret_rea
                 return -ENOMEM;
         r = write_machine(o, m);
         if (r >= 0)
-                r = seal(DOCUMENT_MACHINE, o, &fd, ret_reason);
+                r = seal(DOCUMENT_MACHINE, o, &fd, &reason);
         if (r >= 0)
-                r = read_back(luv_machine_record_read(fd, &back, ret_reason));
+                r = luv_machine_record_read(fd, &back, &reason);
         if (r < 0)
-                return r;
+                return written(r, reason);
         *ret_fd = TAKE_FD(fd);
         return 0;
 }

@@ -70,8 +70,8 @@ DEFINE_CLEANUP(HostRecord *, luv_host_record_free);
  * A new sealed memfd with the document. It is read back first: what would be refused after the jump is
  * refused before it, with -EINVAL, and a sentence in *ret_reason, if not NULL.
  */
-int luv_host_record_write(const HostRecord *h, int *ret_fd, char **ret_reason);
-int luv_machine_record_write(const MachineRecord *m, int *ret_fd, char **ret_reason);
+int luv_host_record_write(const HostRecord *h, int *ret_fd);
+int luv_machine_record_write(const MachineRecord *m, int *ret_fd);
 
 /*
  * Reads and validates. -EBADMSG: damaged (magic, length, checksum, JSON); -EPROTONOSUPPORT: written by a

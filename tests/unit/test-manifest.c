@@ -70,11 +70,9 @@ static MachineRecord *make_machine(void)
 
 static int write_machine(const MachineRecord *m)
 {
-        _cleanup_free_ char *reason = NULL;
-        int fd = -EBADF, r;
+        int fd = -EBADF;
 
-        r = luv_machine_record_write(m, &fd, &reason);
-        ck_assert_msg(r >= 0, "%s", strempty(reason));
+        ck_assert_int_eq(luv_machine_record_write(m, &fd), 0);
         return fd;
 }
 
@@ -83,10 +81,8 @@ START_TEST(host)
         _cleanup_(luv_host_record_freep) HostRecord *h = make_host(), *back = NULL;
         _cleanup_free_ char *reason = NULL;
         _cleanup_close_ int fd = -EBADF;
-        int r;
 
-        r = luv_host_record_write(h, &fd, &reason);
-        ck_assert_msg(r == 0, "%s", strempty(reason));
+        ck_assert_int_eq(luv_host_record_write(h, &fd), 0);
         ck_assert_int_lt(ftruncate(fd, 0), 0);
         ck_assert_int_eq(luv_host_record_read(fd, &back, &reason), 0);
         ck_assert_str_eq(back->update_id, ID);
@@ -113,7 +109,7 @@ START_TEST(empty)
         _cleanup_close_ int fd = -EBADF;
         HostRecord h = { .update_id = (char *) ID };
 
-        ck_assert_int_eq(luv_host_record_write(&h, &fd, NULL), 0);
+        ck_assert_int_eq(luv_host_record_write(&h, &fd), 0);
         ck_assert_int_eq(luv_host_record_read(fd, &back, NULL), 0);
         ck_assert_ptr_null(back->to_kernel);
         ck_assert_ptr_nonnull(back->units);
@@ -383,18 +379,15 @@ START_TEST(writing)
 {
         _cleanup_(luv_machine_record_freep) MachineRecord *m = make_machine();
         _cleanup_(luv_host_record_freep) HostRecord *h = make_host();
-        _cleanup_free_ char *reason = NULL, *second = NULL;
         int fd = -EBADF;
 
         m->serial = 6;
-        ck_assert_int_eq(luv_machine_record_write(m, &fd, &reason), -EINVAL);
-        ck_assert_str_eq(reason, "fd \"ram\" has a token that is not machine vm1's");
+        ck_assert_int_eq(luv_machine_record_write(m, &fd), -EINVAL);
         ck_assert_int_eq(fd, -EBADF);
 
         free(h->sessions[1].machine);
         h->sessions[1].machine = strdup("vm1");
-        ck_assert_int_eq(luv_host_record_write(h, &fd, &second), -EINVAL);
-        ck_assert_str_eq(second, "the host record has a machine twice");
+        ck_assert_int_eq(luv_host_record_write(h, &fd), -EINVAL);
         ck_assert_int_eq(fd, -EBADF);
 }
 END_TEST
@@ -410,7 +403,7 @@ START_TEST(large)
         h.n_sessions = 20000;
         for (size_t i = 0; i < h.n_sessions; i++)
                 sessions[i] = (SessionRecord) { luv_strf("vm%zu", i), luv_strf("luvfio-vm%zu-1", i), i + 1 };
-        ck_assert_int_eq(luv_host_record_write(&h, &fd, NULL), 0);
+        ck_assert_int_eq(luv_host_record_write(&h, &fd), 0);
         ck_assert_int_eq(luv_host_record_read(fd, &back, NULL), 0);
         ck_assert_uint_eq(back->n_sessions, 20000);
         for (size_t i = 0; i < h.n_sessions; i++) {
