@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 # pylint: disable=wrong-import-position
 from luvtest import progress, project  # noqa: E402
-from luvtest.paths import CHECKOUT, TESTS  # noqa: E402
+from luvtest.paths import CACHE, CHECKOUT, TESTS  # noqa: E402
 
 WORK = project.WORK
 # Files that cannot carry a licence line, or are another's text.
@@ -33,6 +33,10 @@ class Results:
 
     def wanted(self, name):
         return not self.only or any(fnmatch.fnmatch(name, p) or name.startswith(p) for p in self.only)
+
+    def part(self, *names):
+        """Whether anything of these parts is asked for."""
+        return not self.only or any(o.startswith(n) or n.startswith(o) for o in self.only for n in names)
 
     def add(self, name, result, why="", log=None):
         self.tests.append((name, result, why))
@@ -121,6 +125,29 @@ def meson_tests(results, name, folder, full):
             if whole == "skipped":
                 why = (said.strip().splitlines() or ["no reason given"])[-1]
             results.add(title, whole, why, said if whole == "failed" else None)
+
+
+def fuzzers(results, folder, full):
+    """Each fuzzer for a while; what it learns is kept for the next time."""
+    seconds = 900 if full else 10
+    targets = sorted(p for p in folder.glob("tests/fuzz/fuzz-*") if p.is_file() and os.access(p, os.X_OK))
+    with progress.Step(f"fuzzing ({len(targets)} targets, {seconds} s each)") as step:
+        for i, target in enumerate(targets):
+            step.at(i, len(targets))
+            short = target.name.removeprefix("fuzz-")
+            learnt = CACHE / "fuzz" / short
+            learnt.mkdir(parents=True, exist_ok=True)
+            given = TESTS / "fuzz/corpus" / short
+            artifacts = WORK / "fuzz"
+            artifacts.mkdir(exist_ok=True)
+            p = subprocess.run([target, f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=2048",
+                                f"-artifact_prefix={artifacts}/{short}-", learnt, *([given] if given.is_dir() else [])],
+                               check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, errors="replace")
+            results.add(f"fuzz/{short}", "failed" if p.returncode else "passed",
+                        f"the input is in {artifacts}" if p.returncode else "", p.stdout)
+    if not targets:
+        results.add("fuzz", "failed", "no fuzzers were built")
 
 
 # -- linters ----------------------------------------------------------------------------------------------------
@@ -307,7 +334,7 @@ def main():
 
     WORK.mkdir(parents=True, exist_ok=True)
     results = Results(args.only)
-    wants_scenarios = results.wanted("scenario/") or any(o.startswith("scenario") for o in args.only)
+    wants_scenarios = results.part("scenario/")
     tree = None
 
     def guarded(name, function, *rest):
@@ -318,20 +345,23 @@ def main():
             results.add(name, "failed", f"{type(e).__name__}: {e}")
             return None
 
-    if not args.only or any(o.startswith("lint") for o in args.only):
+    if results.part("lint/"):
         guarded("lint", linters, results)
     for name in project.BUILDS:
-        testing = not args.only or any(o.startswith((name, "build")) for o in args.only)
-        if not testing and not (wants_scenarios and name == "gcc"):
+        testing = results.part(f"build/{name}", f"{name}/")
+        fuzzing = name == "clang-sanitizers" and results.part("fuzz/")
+        if not testing and not fuzzing and not (wants_scenarios and name == "gcc"):
             continue
         folder = guarded(f"build/{name}", build, results, name)
         if folder and testing:
             guarded(f"{name}/meson-test", meson_tests, results, name, folder, args.full)
+        if folder and fuzzing:
+            guarded("fuzz", fuzzers, results, folder, args.full)
         if folder and name == "gcc":
             tree = guarded("install", project.install_tree, folder)
-    if not args.only or any(o.startswith("kernel") for o in args.only):
+    if results.part("kernel/"):
         guarded("kernel/check", kernel_check, results, args.full)
-    if wants_scenarios or any(o.startswith("kernel") for o in args.only):
+    if wants_scenarios or results.part("kernel/"):
         built = guarded("kernel/build", kernels, results, args.full) or {}
         if wants_scenarios:
             environment = {

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 # scenario: the kernel's own live update and VFIO selftests, without our patches and with them
-# timeout: 1500
+# timeout: 14400
 
 import re
 import sys
@@ -72,9 +72,11 @@ def case(label, first, following):
                RUN + stage(2) + stage(1) + jump.format("a"),
                RUN + stage(2)]
     result = scenario.host(label, "--quiet", "--device", "igb", "-m", "4096", "--append", "hugepagesz=1G hugepages=1", "--script-deadline",
-                           "1200" if scenario.FULL else "300", "--file", f"{folder}:/st",
+                           "2400" if scenario.FULL else "300",
+                           "--boot-deadline", "600", "--jump-deadline", "600", "--file", f"{folder}:/st",
                            *["sh:" + s for s in scripts], first=first, following=following)
     scenario.ok(result.ok, f"{label}: three boots by two live updates", result.why())
+    scenario.ok(not result.splats(), f"{label}: the kernels complain of nothing", "\n".join(result.splats()[:20]))
     found = report(label, result, ["before", "after", "boot3"])
     wanted = len(tests) + len(own) + 4 * len(KEXEC)
     scenario.ok(len(found) == wanted, f"{label}: all {wanted} selftests ran", sorted(found))
@@ -82,4 +84,6 @@ def case(label, first, following):
 
 case("unpatched", "base", "base")
 case("patched", "a", "b")
+if scenario.FULL:
+    case("debug", "debug", "debug")
 scenario.done()

@@ -12,8 +12,17 @@ WORK = CACHE / "check" / cache.key(str(CHECKOUT))
 
 BUILDS = {
     "gcc": ({"CC": "ccache gcc"}, []),
-    "clang-sanitizers": ({"CC": "ccache clang"}, ["-Db_sanitize=address,undefined", "-Db_lundef=false"]),
+    "clang-sanitizers": ({"CC": "ccache clang"}, ["-Db_sanitize=address,undefined", "-Db_lundef=false",
+                                                  "-Dfuzzers=true"]),
 }
+
+
+def stale(folder, setup):
+    """Whether a build folder was configured in another way than it would be now."""
+    try:
+        return (folder / "luvtest-setup").read_text() != "\n".join(setup)
+    except OSError:
+        return True
 
 
 def build(name):
@@ -26,9 +35,10 @@ def build(name):
              "--buildtype=debugoptimized", *options, str(folder), str(CHECKOUT)]
     WORK.mkdir(parents=True, exist_ok=True)
     for fresh in (False, True):
-        if fresh or not (folder / "build.ninja").exists():
+        if fresh or not (folder / "build.ninja").exists() or stale(folder, setup):
             shutil.rmtree(folder, ignore_errors=True)
             progress.run(f"configuring ({name})", setup, log=log, env=environment)
+            (folder / "luvtest-setup").write_text("\n".join(setup))
             fresh = True
         try:
             progress.run(f"compiling ({name})", ["ninja", "-C", str(folder)], log=log, env=environment)

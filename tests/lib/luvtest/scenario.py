@@ -89,6 +89,12 @@ class Result:
     def serial(self):
         return (self.out / "serial.log").read_text(errors="replace")
 
+    def splats(self):
+        """What the kernels complained about."""
+        return [line for line in self.serial().splitlines() if re.search(
+            r"BUG:|WARNING:|KASAN|UBSAN|Oops|general protection|INFO: (task|rcu)|possible .*(deadlock|recursi)|"
+            r"unreferenced object|DMAR:.*fault|Bad page", line)]
+
     def why(self):
         """For a failed test: what the test host said last."""
         return "\n".join(self.said.splitlines()[-60:])
