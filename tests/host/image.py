@@ -181,10 +181,16 @@ def is_dynamic(path):
                                       check=False).stdout
 
 
-def libraries(path):
-    """What a dynamic program needs from the build root."""
-    found = subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
-    return [Path(p) for p in re.findall(r"(?:=> |^\s+)(/\S+) \(0x", found, re.MULTILINE)]
+def libraries(path, tree):
+    """What a dynamic program needs: (file, where it is to be in the image). What the image brings itself counts."""
+    own = [tree / "usr/lib/x86_64-linux-gnu", tree / "usr/lib"]
+    found = subprocess.run(["ldd", path], capture_output=True, text=True, check=False,
+                           env={**os.environ, "LD_LIBRARY_PATH": ":".join(map(str, own))}).stdout
+    for name in re.findall(r"(?:=> |^\s+)(/\S+) \(0x", found, re.MULTILINE):
+        library = Path(name)
+        if not library.is_relative_to(tree):
+            system = name.startswith(("/lib", "/usr/lib"))
+            yield library.resolve(), library if system else Path("/usr/lib/x86_64-linux-gnu") / library.name
 
 
 def place(tree, source, to):
@@ -197,6 +203,7 @@ def place(tree, source, to):
         subprocess.run(["cp", "-a", "--no-preserve=ownership", f"{source}/.", f"{target}/"], check=True)
     else:
         shutil.copy2(source, target)
+    return target
 
 
 def run_disk(path, work, kernels, initrd, scripts, files, overlays, with_libraries):
@@ -219,8 +226,11 @@ def run_disk(path, work, kernels, initrd, scripts, files, overlays, with_librari
         place(tree, overlay, "/")
         if (overlay / "usr/lib/sysusers.d").exists():
             (top / "sysusers").touch()
+    origin = {}
     for source, to in files:
-        place(tree, source, to)
+        target = place(tree, source, to)
+        origin.update({target / p.relative_to(source): p for p in source.rglob("*")} if source.is_dir()
+                      else {target: source})
     for n, script in enumerate(scripts, 1):
         target = lib / f"script.{n}"
         target.write_bytes(script)
@@ -229,9 +239,10 @@ def run_disk(path, work, kernels, initrd, scripts, files, overlays, with_librari
 
     if with_libraries:
         for program in [p for p in tree.rglob("*") if p.is_file() and not p.is_symlink() and is_dynamic(p)]:
-            for library in libraries(program):
-                if not (tree / str(library).lstrip("/")).exists():
-                    place(tree, library.resolve(), library)
+            # Where it came from, since it may name libraries by where it stands itself.
+            for library, to in libraries(origin.get(program, program), tree):
+                if not (tree / str(to).lstrip("/")).exists():
+                    place(tree, library, to)
 
     # Both images have these as links into /usr.
     for d in ("bin", "sbin", "lib", "lib64"):
