@@ -78,8 +78,8 @@ typedef int (*luvfio_interrupt_fn)(void *userdata, unsigned irq, const char *han
 
 /*
  * What the host does for the plugin. All times are in microseconds. PATH is relative to the device's folder
- * in sysfs and cannot leave it (-EINVAL, -EXDEV). Errors are those of the system call unless said otherwise;
- * -ENODEV: the device is not there.
+ * in sysfs, without `..` (-EINVAL), and no link is followed (-EXDEV: it is there, and is one). Errors are
+ * those of the system call unless said otherwise; -ENODEV: the device is not there.
  */
 struct luvfio_host {
         size_t size;
@@ -108,8 +108,7 @@ struct luvfio_host {
 
         /*
          * An attribute, as a string without the newline at its end; returns its length. -EFBIG: it does not
-         * fit into SIZE with its 0 byte. -ENOENT: this kernel or device does not have it. -EXDEV: it is
-         * there, and is a link that leads out of the folder.
+         * fit into SIZE with its 0 byte. -ENOENT: this kernel or device does not have it.
          */
         int (*attr_read)(struct luvfio_device *device, const char *path, char *value, size_t size);
         int (*attr_write)(struct luvfio_device *device, const char *path, const char *value);

@@ -811,12 +811,12 @@ START_TEST(callbacks)
         ck_assert_int_eq(host->attr_read(d, "vendor", text, 0), -EINVAL);
         ck_assert_int_eq(host->attr_read(d, "", text, sizeof(text)), -EINVAL);
         ck_assert_int_eq(host->attr_read(d, "nothing", text, sizeof(text)), -ENOENT);
-        ck_assert_int_eq(host->attr_read(d, "../config", text, sizeof(text)), -EXDEV);
-        ck_assert_int_eq(host->attr_read(d, "/etc/passwd", text, sizeof(text)), -EXDEV);
+        ck_assert_int_eq(host->attr_read(d, "../config", text, sizeof(text)), -EINVAL);
+        ck_assert_int_eq(host->attr_read(d, "/etc/passwd", text, sizeof(text)), -EINVAL);
         ck_assert_int_eq(host->attr_read(d, "driver/bind", text, sizeof(text)), -EXDEV);
         ck_assert_int_eq(host->attr_write(d, "driver/unbind", DEVICE), -EXDEV);
         ck_assert_int_eq(host->attr_write(d, "nothing", "1"), -ENOENT);
-        ck_assert_int_eq(host->kernel_read(d, "../bus/pci/drivers_probe", text, sizeof(text)), -EXDEV);
+        ck_assert_int_eq(host->kernel_read(d, "../bus/pci/drivers_probe", text, sizeof(text)), -EINVAL);
         ck_assert_int_eq(host->bind(d, "../../x"), -EINVAL);
         ck_assert_int_eq(host->bind(d, "no-such-driver"), -ENOENT);
         ck_assert_int_eq(host->driver_override(d, "a/b"), -EINVAL);
@@ -826,6 +826,13 @@ START_TEST(callbacks)
         ck_assert_uint_eq((unsigned char) text[0], 0x20);
         ck_assert_int_eq(host->bridge_read(d, 2, 0, text, 2), -ENOENT);
         ck_assert_int_eq(host->config_read(d, 4095, text, 2), -ENODATA);
+
+        ck_assert_int_eq(host->attr_read(d, "driver", text, sizeof(text)), -EXDEV);
+        ck_assert_int_eq(host->attr_read(d, "liveupdate", text, sizeof(text)), -EISDIR);
+        ck_assert_int_eq(host->attr_read(d, "vendor/x", text, sizeof(text)), -ENOTDIR);
+        ck_assert_int_eq(host->attr_read(d, "liveupdate/../vendor", text, sizeof(text)), -EINVAL);
+        ck_assert_int_eq(host->attr_read(d, "liveupdate/state", text, sizeof(text)), 4);
+        ck_assert_int_eq(host->wait_path(d, "../config", 0), -EINVAL);
 
         begin = luv_now_usec();
         ck_assert_int_eq(host->wait_path(d, "never", 100 * USEC_PER_MSEC), -ETIME);
