@@ -22,7 +22,8 @@ typedef enum TimelineClock {
 
 /* The three clocks at one moment. */
 typedef struct TimelineAnchor {
-        uint64_t boottime_usec, realtime_usec, tsc, tsc_khz; /* tsc_khz 0: no invariant TSC */
+        /* tsc 0: no invariant TSC; tsc_khz 0: its rate is not known (yet, early in a process) */
+        uint64_t boottime_usec, realtime_usec, tsc, tsc_khz;
 } TimelineAnchor;
 
 typedef struct Timeline {
