@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+#include "preflight/preflight.h"
+
+void luv_check_devices(const PreflightFacts *f, Findings *r)
+{
+        for (size_t i = 0; i < f->n_devices; i++) {
+                const PreflightDevice *d = f->devices + i;
+                FindingSubject s = { .machine = d->machine, .device = d->address };
+
+                if (!d->plugin) {
+                        s.remedy = "Enable a plugin for it, or take the device from the machine.";
+                        luv_blocker(r, "device-no-plugin", &s,
+                                    "No plugin answers for device %s of machine %s: %s", d->address,
+                                    d->machine, d->reason ? d->reason : "none matches");
+                        continue;
+                }
+                if (d->reason) {
+                        s.remedy = "See the journal of the plugin's unit.";
+                        luv_blocker(r, "plugin-failed", &s,
+                                    "The plugin %s could not look at device %s of machine %s: %s", d->plugin,
+                                    d->address, d->machine, d->reason);
+                }
+                for (size_t k = 0; k < d->findings.n; k++) {
+                        const Finding *x = d->findings.items + k;
+
+                        s.remedy = x->remedy;
+                        luv_findings_add(r, x->id, x->severity, &s, "%s", x->message);
+                }
+                if (d->promise && strcmp(d->promise, "reset") == 0) {
+                        s.remedy = NULL;
+                        luv_warning(r, "device-reset", &s,
+                                    "Device %s of machine %s will be reset on the way", d->address,
+                                    d->machine);
+                }
+        }
+}

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+#include "preflight/preflight.h"
+
+void luv_check_machines(const PreflightFacts *f, Findings *r)
+{
+        for (size_t i = 0; i < f->n_machines; i++) {
+                const PreflightMachine *m = f->machines + i;
+                FindingSubject s = { .machine = m->name };
+
+                if (m->state == MACHINE_STRANDED) {
+                        s.remedy = "Start its VMM again, or give it up: \"luvfioctl discard\".";
+                        luv_blocker(r, "machine-stranded", &s,
+                                    "Machine %s is stranded since the last update and would be lost: %s",
+                                    m->name, m->reason ? m->reason : "its VMM did not come back");
+                        continue;
+                }
+                if (!m->alive) {
+                        s.remedy = "Start the machine again, or let its VMM withdraw it.";
+                        luv_blocker(r, "machine-dead", &s, "The VMM of machine %s is gone", m->name);
+                        continue;
+                }
+                if (!m->attached) {
+                        s.remedy = "See whether its VMM hangs; it has to watch for luvfiod's events.";
+                        luv_blocker(r, "machine-not-attached", &s,
+                                    "The VMM of machine %s does not watch for events", m->name);
+                }
+                if (m->state != MACHINE_RUNNING && m->state != MACHINE_PREPARING &&
+                    m->state != MACHINE_PREPARED) {
+                        s.remedy = "See whether its VMM hangs.";
+                        luv_blocker(r, "machine-not-running", &s, "Machine %s is %s: %s", m->name,
+                                    luv_machine_state_to_string(m->state),
+                                    m->reason ? m->reason : "its VMM has not answered");
+                }
+                if (m->n_memfds == 0) {
+                        s.remedy = "The VMM has to hand its memory over: see the guide for VMM authors.";
+                        luv_warning(r, "machine-no-memory", &s,
+                                    "Nothing of the memory of machine %s was handed over: it would be lost",
+                                    m->name);
+                }
+                if (m->shares_control_group && !f->simulated) {
+                        s.remedy = "Run the VMM in a unit of its own.";
+                        luv_blocker(r, "machine-not-freezable", &s,
+                                    "The VMM of machine %s shares luvfiod's own control group: it cannot be "
+                                    "frozen",
+                                    m->name);
+                } else if (!m->in_control_group && !f->simulated) {
+                        s.remedy = "Run the VMM in a systemd unit.";
+                        luv_blocker(r, "machine-not-freezable", &s,
+                                    "The VMM of machine %s is in no control group: it cannot be frozen",
+                                    m->name);
+                }
+        }
+}
