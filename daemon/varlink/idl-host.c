@@ -204,6 +204,12 @@ static SD_VARLINK_DEFINE_METHOD(
         SD_VARLINK_FIELD_COMMENT("All that was found, blockers first."),
         SD_VARLINK_DEFINE_OUTPUT_BY_TYPE(findings, Finding, SD_VARLINK_ARRAY));
 
+/* As in systemd's interfaces. */
+#define AUTHENTICATION_INPUT                                                                               \
+        SD_VARLINK_FIELD_COMMENT("Whether polkit may ask the user; else a call that needs it is refused with "                  \
+                                 "io.systemd.InteractiveAuthenticationRequired."),                         \
+        SD_VARLINK_DEFINE_INPUT(allowInteractiveAuthentication, SD_VARLINK_BOOL, SD_VARLINK_NULLABLE)
+
 #define PROGRESS_OUTPUT                                                                                    \
         SD_VARLINK_FIELD_COMMENT("The update's id."),                                                      \
         SD_VARLINK_DEFINE_OUTPUT(updateId, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),                        \
@@ -225,6 +231,7 @@ static SD_VARLINK_DEFINE_METHOD_FULL(
         Stage,
         SD_VARLINK_SUPPORTS_MORE,
         KERNEL_INPUT,
+        AUTHENTICATION_INPUT,
         PROGRESS_OUTPUT);
 
 static SD_VARLINK_DEFINE_METHOD_FULL(
@@ -237,9 +244,10 @@ static SD_VARLINK_DEFINE_METHOD_FULL(
         SD_VARLINK_DEFINE_INPUT(deadlineUSec, SD_VARLINK_INT, SD_VARLINK_NULLABLE),
         SD_VARLINK_FIELD_COMMENT("What to do when a live update cannot be had. Default none."),
         SD_VARLINK_DEFINE_INPUT_BY_TYPE(fallback, Fallback, SD_VARLINK_NULLABLE),
+        AUTHENTICATION_INPUT,
         PROGRESS_OUTPUT);
 
-static SD_VARLINK_DEFINE_METHOD(Abort);
+static SD_VARLINK_DEFINE_METHOD(Abort, AUTHENTICATION_INPUT);
 
 static SD_VARLINK_DEFINE_METHOD_FULL(Monitor, SD_VARLINK_REQUIRES_MORE, PROGRESS_OUTPUT);
 
@@ -270,7 +278,8 @@ static SD_VARLINK_DEFINE_METHOD(
 static SD_VARLINK_DEFINE_METHOD(
         Discard,
         SD_VARLINK_FIELD_COMMENT("A stranded machine: its devices are made safe, its RAM is freed."),
-        SD_VARLINK_DEFINE_INPUT(machine, SD_VARLINK_STRING, 0));
+        SD_VARLINK_DEFINE_INPUT(machine, SD_VARLINK_STRING, 0),
+        AUTHENTICATION_INPUT);
 
 static SD_VARLINK_DEFINE_METHOD_FULL(
         Inhibit,
@@ -278,7 +287,8 @@ static SD_VARLINK_DEFINE_METHOD_FULL(
         SD_VARLINK_FIELD_COMMENT("Who forbids updates, for people."),
         SD_VARLINK_DEFINE_INPUT(who, SD_VARLINK_STRING, 0),
         SD_VARLINK_FIELD_COMMENT("Why; shown by Check."),
-        SD_VARLINK_DEFINE_INPUT(why, SD_VARLINK_STRING, 0));
+        SD_VARLINK_DEFINE_INPUT(why, SD_VARLINK_STRING, 0),
+        AUTHENTICATION_INPUT);
 
 static SD_VARLINK_DEFINE_ERROR(
         Blocked,
