@@ -420,7 +420,7 @@ static int device_open_session(Luo *l, bool incoming, const char *name)
         if (syscalls->ioctl(fd, incoming ? LUO_IOCTL_RETRIEVE_SESSION : LUO_IOCTL_CREATE_SESSION,
                             &argument) < 0)
                 return negative_errno();
-        return argument.fd;
+        return argument.fd < 0 ? -EPROTO : argument.fd;
 }
 
 static int device_session_attach(LuoSession *s)

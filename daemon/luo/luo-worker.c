@@ -80,7 +80,9 @@ int luv_luo_session_ioctl(LuoIoctl do_ioctl, int session_fd, LuoOp op, int fd, u
         case LUO_OP_RETRIEVE:
                 argument.fd = -1;
                 r = do_ioctl(session_fd, LUO_IOCTL_RETRIEVE_FD, &argument);
-                return r < 0 ? negative_errno() : argument.fd;
+                if (r < 0)
+                        return negative_errno();
+                return argument.fd < 0 ? -EPROTO : argument.fd;
         case LUO_OP_FINISH:
                 r = do_ioctl(session_fd, LUO_IOCTL_FINISH, &finish);
                 return r < 0 ? negative_errno() : 0;

@@ -719,7 +719,7 @@ static int write_anchor(struct json_object *o, const char *key, const TimelineAn
 
 static int write_timeline(struct json_object *o, const Timeline *t)
 {
-        struct json_object *member, *phases, *phase;
+        struct json_object *member = NULL, *phases = NULL, *phase;
         int r;
 
         r = add_object(o, "timeline", &member);
@@ -751,7 +751,7 @@ static int write_timeline(struct json_object *o, const Timeline *t)
 
 static int write_host(struct json_object *o, const HostRecord *h)
 {
-        struct json_object *units, *sessions, *session;
+        struct json_object *units = NULL, *sessions = NULL, *session;
         int r;
 
         r = luv_json_add_string(o, "update_id", h->update_id);
@@ -821,7 +821,7 @@ static int write_device(struct json_object *array, const DeviceRecord *d)
 
 static int write_machine(struct json_object *o, const MachineRecord *m)
 {
-        struct json_object *fds, *devices;
+        struct json_object *fds = NULL, *devices = NULL;
         int r;
 
         r = luv_json_add_string(o, "name", m->name);
