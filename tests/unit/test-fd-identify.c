@@ -147,6 +147,20 @@ START_TEST(real_iommufd)
 }
 END_TEST
 
+START_TEST(real_vfio)
+{
+        _cleanup_close_ int cdev = open("/dev/vfio/devices/vfio0", O_RDWR | O_CLOEXEC);
+        FdIdentity i;
+
+        if (cdev < 0)
+                return;
+        ck_assert_int_eq(luv_fd_identify(cdev, false, &i, NULL), 0);
+        ck_assert_int_eq(i.kind, FD_KIND_VFIO);
+        ck_assert(luv_pci_address_valid(i.device));
+        (void) fprintf(stderr, "%s\n", i.device);
+}
+END_TEST
+
 int main(void)
 {
         Suite *suite = suite_create("fd-identify");
@@ -159,6 +173,7 @@ int main(void)
         tcase_add_test(c, stand_ins);
         tcase_add_test(c, others);
         tcase_add_test(c, real_iommufd);
+        tcase_add_test(c, real_vfio);
         suite_add_tcase(suite, c);
         runner = srunner_create(suite);
         srunner_set_tap(runner, "-");

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 #include <fcntl.h>
+#include <linux/vfio.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -10,6 +11,7 @@
 
 #include "kexec/kexec.h"
 #include "luo-fixture.h"
+#include "luo/fd-identify.h"
 #include "luo/luo-uapi.h"
 #include "luo/luo-worker.h"
 #include "util/cgroup.h"
@@ -544,7 +546,10 @@ END_TEST
 #define REAL_SESSION "luvfio-test-1"
 #define REAL_SIZE ((off_t) 32 << 20)
 
-static const char *kernel_path, *initrd_path;
+/* $TEST_VFIO: PCI address of a device that is vfio0 before the jump and has no driver after it. */
+#define REAL_VFIO_TOKEN UINT64_C(65540)
+
+static const char *kernel_path, *initrd_path, *vfio_address;
 static char *real_cgroup;
 
 static uint64_t pattern(size_t i)
@@ -559,6 +564,38 @@ static void real_setup(void)
         ck_assert_int_eq(luv_luo_new(event, LUO_BACKEND_DEVICE, -EBADF, NULL, &luo), 0);
         ck_assert_int_eq(luv_cgroup_of_pid(0, &own_cgroup), 0);
         real_cgroup = make_cgroup("test-luo-device");
+        vfio_address = getenv("TEST_VFIO");
+}
+
+static void preserve_vfio(LuoSession *s, int *ret_cdev, int *ret_iommufd)
+{
+        struct vfio_device_bind_iommufd bind = { .argsz = sizeof(bind) };
+
+        *ret_cdev = open("/dev/vfio/devices/vfio0", O_RDWR | O_CLOEXEC);
+        ck_assert_int_ge(*ret_cdev, 0);
+        *ret_iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+        ck_assert_int_ge(*ret_iommufd, 0);
+        /* Not before it is bound. */
+        ck_assert_int_eq(do_preserve(event, s, *ret_cdev, REAL_VFIO_TOKEN), -EINVAL);
+        bind.iommufd = *ret_iommufd;
+        ck_assert_int_eq(ioctl(*ret_cdev, VFIO_DEVICE_BIND_IOMMUFD, &bind), 0);
+        ck_assert_int_eq(do_preserve(event, s, *ret_iommufd, REAL_VFIO_TOKEN), -ENOENT);
+        ck_assert_int_eq(do_preserve(event, s, *ret_cdev, REAL_VFIO_TOKEN), 0);
+}
+
+static void retrieve_vfio(LuoSession *s)
+{
+        _cleanup_free_ char *command = luv_strf("vfio-bind %s", vfio_address);
+        _cleanup_close_ int cdev = -EBADF;
+        FdIdentity identity;
+
+        ck_assert_int_eq(do_retrieve(event, s, REAL_VFIO_TOKEN), -EAGAIN);
+        ck_assert_int_eq(system(command), 0);
+        cdev = do_retrieve(event, s, REAL_VFIO_TOKEN);
+        ck_assert_msg(cdev >= 0, "%s", strerror(-cdev));
+        ck_assert_int_eq(luv_fd_identify(cdev, false, &identity, NULL), 0);
+        ck_assert_int_eq(identity.kind, FD_KIND_VFIO);
+        ck_assert_str_eq(identity.device, vfio_address);
 }
 
 START_TEST(before)
@@ -566,7 +603,8 @@ START_TEST(before)
         _cleanup_(luv_luo_session_unrefp) LuoSession *s = NULL, *other = NULL, *left = NULL;
         _cleanup_close_ int ram = memfd_create("ram", MFD_CLOEXEC),
                             record = luv_memfd_sealed("record", "record", 6), device = -EBADF,
-                            events = eventfd(0, EFD_CLOEXEC), kernel = -EBADF, initrd = -EBADF;
+                            events = eventfd(0, EFD_CLOEXEC), kernel = -EBADF, initrd = -EBADF,
+                            cdev = -EBADF, iommufd = -EBADF;
         _cleanup_free_ char *cmdline = NULL, *abi = NULL, *reason = NULL;
         Waited w = WAITED_INIT;
         uint64_t *buffer;
@@ -609,6 +647,8 @@ START_TEST(before)
         ck_assert_int_eq(do_preserve(event, other, third, 1), 0);
         ck_assert_int_eq(do_finish(event, s), -EINVAL);
         ck_assert_int_eq(do_retrieve(event, s, 65537), -EINVAL);
+        if (vfio_address)
+                preserve_vfio(s, &cdev, &iommufd);
 
         /* Given up: it can be made again at once, since nobody else has its fd. */
         left = luv_luo_session_unref(left);
@@ -702,6 +742,8 @@ START_TEST(after)
         check_pattern(ram);
         again = do_retrieve(event, s, 65537);
         ck_assert_int_ge(again, 0);
+        if (vfio_address)
+                retrieve_vfio(s);
         ck_assert_int_eq(do_finish(event, s), 0);
         ck_assert_int_eq(do_retrieve(event, s, 65538), -ENOENT);
         check_pattern(again);
