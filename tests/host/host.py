@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "lib")]
 
 # pylint: disable=wrong-import-position
+import full  # noqa: E402
 import image  # noqa: E402
 import machine  # noqa: E402
 from luvtest import progress  # noqa: E402
@@ -187,7 +188,7 @@ class Run:
         initrd = image.tiny() if args.image == "tiny" else None
         disks = []
         if args.image == "full":
-            base = image.full(args.suite)
+            base = full.full(args.suite)
             overlay = out / "root.qcow2"
             overlay.unlink(missing_ok=True)
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw", str(overlay)],
