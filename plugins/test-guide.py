@@ -55,7 +55,7 @@ def main():
         for number, (command, _) in enumerate(todo):
             script.append(command.replace(HOST, str(host)))
             if command.endswith('&'):
-                script.append('for i in $(seq 200); do [ -S edu ] && break; sleep 0.05; done')
+                script.append('for i in $(seq 200); do varlinkctl info ./edu >/dev/null 2>&1 && break; sleep 0.05; done')
             script.append(f'echo "@@ {number}"')
         done = subprocess.run(['bash', '-c', '\n'.join(script)], cwd=work, stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, text=True, timeout=60,

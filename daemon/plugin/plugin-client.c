@@ -12,6 +12,8 @@
 
 #define FINDINGS_MAX 64u
 #define PLAN_MAX ((size_t) 16 * 1024)
+/* Of all calls; the others wait for their turn. Each is a process in the host, and in a simulation two. */
+#define RUNNING_MAX 32u
 /* The host's own limit for an operation. */
 #define TIMEOUT_MAX_USEC (600 * USEC_PER_SEC)
 
@@ -35,6 +37,8 @@ struct PluginManager {
         char *socket_dir;
         char *spawn;
         char **spawn_plugins;
+        unsigned n_running;
+        PluginCall *waiting, **waiting_tail;
 };
 
 /* One plugin that is asked; MATCH asks all of them. */
@@ -47,9 +51,11 @@ typedef struct Question {
 
 struct PluginCall {
         PluginManager *manager;
+        PluginCall *next_waiting;
+        bool running, waiting;
         PluginOp op;
-        char *device;
-        uint64_t timeout;
+        char *device, *asked_plan;
+        uint64_t deadline, timeout;
         PluginDone done;
         void *userdata;
         Question *questions;
@@ -90,6 +96,7 @@ int luv_plugin_manager_new(sd_event *event, const char *socket_dir, const char *
         if (!m)
                 return -ENOMEM;
         m->n_ref = 1;
+        m->waiting_tail = &m->waiting;
         m->event = sd_event_ref(event);
         if (luv_free_and_strdup(&m->socket_dir, socket_dir) < 0 ||
             luv_free_and_strdup(&m->spawn, spawn) < 0 || luv_strv_copy(spawn_plugins, &m->spawn_plugins) < 0)
@@ -111,9 +118,39 @@ static void close_questions(PluginCall *c)
         }
 }
 
-static void call_destroy(PluginCall *c)
+static void leave_queue(PluginCall *c)
+{
+        PluginManager *m = c->manager;
+
+        for (PluginCall **p = &m->waiting; c->waiting && *p; p = &(*p)->next_waiting)
+                if (*p == c) {
+                        *p = c->next_waiting;
+                        if (!*p)
+                                m->waiting_tail = p;
+                        break;
+                }
+        c->waiting = false;
+}
+
+static void start_waiting(PluginManager *m);
+
+/* It asks nobody any more: the next one can. */
+static void call_stop(PluginCall *c)
 {
         close_questions(c);
+        if (c->waiting)
+                leave_queue(c);
+        if (!c->running)
+                return;
+        c->running = false;
+        c->manager->n_running--;
+        start_waiting(c->manager);
+}
+
+static void call_destroy(PluginCall *c)
+{
+        if (c->manager)
+                call_stop(c);
         for (size_t i = 0; i < c->n_questions; i++)
                 free(c->questions[i].plugin);
         free(c->questions);
@@ -131,6 +168,7 @@ static void call_destroy(PluginCall *c)
         free(c->promise);
         free(c->plan);
         free(c->device);
+        free(c->asked_plan);
         luv_plugin_manager_unref(c->manager);
         free(c);
 }
@@ -169,7 +207,7 @@ static int on_finish(sd_event_source *s, void *userdata)
 
         c->finish = sd_event_source_disable_unref(c->finish);
         c->timer = sd_event_source_disable_unref(c->timer);
-        close_questions(c);
+        call_stop(c);
 
         if (c->error == 0 && !c->plugin)
                 fail(c, -ENODEV, "no plugin answers for device %s", c->device);
@@ -200,7 +238,13 @@ static int finish_soon(PluginCall *c)
         return sd_event_add_defer(c->manager->event, &c->finish, on_finish, c);
 }
 
-/* A failed question must not leave its call waiting forever, so this may not fail. */
+/* A call must not be left waiting forever, so this may not fail. */
+static void finish_or_exit(PluginCall *c)
+{
+        if (finish_soon(c) < 0)
+                (void) sd_event_exit(c->manager->event, -ENOMEM);
+}
+
 static void answered(Question *q)
 {
         PluginCall *c = q->call;
@@ -210,8 +254,7 @@ static void answered(Question *q)
         q->answered = true;
         c->n_pending--;
         if (c->n_pending == 0 || c->error != 0)
-                if (finish_soon(c) < 0)
-                        (void) sd_event_exit(c->manager->event, -ENOMEM);
+                finish_or_exit(c);
 }
 
 static int on_deadline(sd_event_source *s, uint64_t usec, void *userdata)
@@ -382,11 +425,15 @@ static int connect_plugin(PluginManager *m, const char *plugin, sd_varlink **ret
         return sd_varlink_connect_address(ret, path);
 }
 
-static int ask(Question *q, const char *plan)
+static int ask(Question *q)
 {
         PluginCall *c = q->call;
+        uint64_t left = luv_usec_left(c->deadline);
         int r;
 
+        /* A deadline that is past is not asked for: the timer tells. */
+        if (left == 0)
+                return 0;
         r = connect_plugin(c->manager, q->plugin, &q->link);
         if (r < 0)
                 return r;
@@ -399,10 +446,10 @@ static int ask(Question *q, const char *plan)
         if (r >= 0)
                 r = sd_varlink_invokebo(q->link, op_info[c->op].method,
                                         SD_JSON_BUILD_PAIR_STRING("device", c->device),
-                                        SD_JSON_BUILD_PAIR_CONDITION(!!plan, "plan",
-                                                                     SD_JSON_BUILD_STRING(plan)),
+                                        SD_JSON_BUILD_PAIR_CONDITION(!!c->asked_plan, "plan",
+                                                                     SD_JSON_BUILD_STRING(c->asked_plan)),
                                         SD_JSON_BUILD_PAIR_UNSIGNED("timeoutUSec",
-                                                                    MIN(c->timeout, TIMEOUT_MAX_USEC)));
+                                                                    MIN(left, TIMEOUT_MAX_USEC)));
         return MIN(r, 0);
 }
 
@@ -454,6 +501,56 @@ static int list_plugins(PluginManager *m, char ***ret)
         return 0;
 }
 
+static void call_start(PluginCall *c)
+{
+        c->running = true;
+        c->manager->n_running++;
+        for (size_t i = 0; i < c->n_questions && c->error == 0; i++) {
+                Question *q = &c->questions[i];
+                int r;
+
+                r = ask(q);
+                if (r < 0) {
+                        fail(c, r == -ENOMEM ? r : -EPIPE,
+                             "plugin %s cannot be reached to do %s for device %s: %s", q->plugin,
+                             op_info[c->op].name, c->device, strerror(-r));
+                        answered(q);
+                }
+        }
+        if (c->n_questions == 0)
+                finish_or_exit(c);
+}
+
+static void start_waiting(PluginManager *m)
+{
+        while (m->waiting && m->n_running < RUNNING_MAX) {
+                PluginCall *c = m->waiting;
+
+                leave_queue(c);
+                call_start(c);
+        }
+}
+
+static int add_questions(PluginCall *c, char *const *plugins)
+{
+        size_t n = luv_strv_length(plugins);
+
+        c->questions = calloc(n + 1, sizeof(*c->questions));
+        if (!c->questions)
+                return -ENOMEM;
+        for (size_t i = 0; i < n; i++) {
+                Question *q = &c->questions[i];
+
+                q->call = c;
+                q->plugin = strdup(plugins[i]);
+                if (!q->plugin)
+                        return -ENOMEM;
+                c->n_questions++;
+        }
+        c->n_pending = c->n_questions;
+        return 0;
+}
+
 int luv_plugin_call(PluginManager *m, PluginOp op, const char *plugin, const char *device, const char *plan,
                     uint64_t deadline, PluginDone done, void *userdata, PluginCall **ret)
 {
@@ -473,54 +570,24 @@ int luv_plugin_call(PluginManager *m, PluginOp op, const char *plugin, const cha
         c->op = op;
         c->done = done;
         c->userdata = userdata;
+        c->deadline = deadline;
         c->timeout = luv_usec_left(deadline);
-        r = luv_free_and_strdup(&c->device, device);
+        if (luv_free_and_strdup(&c->device, device) < 0 || luv_free_and_strdup(&c->asked_plan, plan) < 0 ||
+            luv_free_and_strdup(&c->plugin, plugin) < 0)
+                return -ENOMEM;
+        r = plugin ? luv_strv_extend(&names, plugin) : list_plugins(m, &names);
         if (r >= 0)
-                r = plugin ? luv_strv_extend(&names, plugin) : list_plugins(m, &names);
-        if (r >= 0 && plugin)
-                r = luv_free_and_strdup(&c->plugin, plugin);
+                r = add_questions(c, names);
+        if (r >= 0 && deadline > 0)
+                r = sd_event_add_time(m->event, &c->timer, CLOCK_BOOTTIME, deadline, USEC_PER_MSEC,
+                                      on_deadline, c);
         if (r < 0)
                 return r;
 
-        c->questions = calloc(luv_strv_length(names) + 1, sizeof(*c->questions));
-        if (!c->questions)
-                return -ENOMEM;
-        for (char **name = names; name && *name; name++) {
-                Question *q = &c->questions[c->n_questions];
-
-                q->call = c;
-                q->plugin = strdup(*name);
-                if (!q->plugin)
-                        return -ENOMEM;
-                c->n_questions++;
-        }
-
-        if (c->timeout < UINT64_MAX) {
-                r = sd_event_add_time(m->event, &c->timer, CLOCK_BOOTTIME, deadline, USEC_PER_MSEC,
-                                      on_deadline, c);
-                if (r < 0)
-                        return r;
-        }
-
-        /* A deadline that is past already is not asked for: the timer tells. */
-        c->n_pending = c->n_questions;
-        for (size_t i = 0; i < c->n_questions && c->timeout > 0 && c->error == 0; i++) {
-                Question *q = &c->questions[i];
-
-                r = ask(q, plan);
-                if (r == -ENOMEM)
-                        return r;
-                if (r < 0) {
-                        fail(c, -EPIPE, "plugin %s cannot be reached to do %s for device %s: %s", q->plugin,
-                             op_info[op].name, c->device, strerror(-r));
-                        answered(q);
-                }
-        }
-        if (c->n_pending == 0) {
-                r = finish_soon(c);
-                if (r < 0)
-                        return r;
-        }
+        c->waiting = true;
+        *m->waiting_tail = c;
+        m->waiting_tail = &c->next_waiting;
+        start_waiting(m);
 
         *ret = TAKE_PTR(c);
         return 0;

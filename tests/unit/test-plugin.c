@@ -145,15 +145,30 @@ static void teardown(void)
         ck_assert_int_eq(system(command), 0);
 }
 
+static int make_address(const char *name, struct sockaddr_un *ret)
+{
+        *ret = (struct sockaddr_un) { .sun_family = AF_UNIX };
+        snprintf(ret->sun_path, sizeof(ret->sun_path), "%.90s/%s", sockets, name);
+        return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+}
+
+/* That the socket is there is not enough: it is bound a moment before it is listened on. */
+static bool is_served(const char *name)
+{
+        struct sockaddr_un address;
+        _cleanup_close_ int fd = make_address(name, &address);
+
+        return fd >= 0 && connect(fd, (struct sockaddr *) &address, sizeof(address)) >= 0;
+}
+
 /* As setup(), with a host of the null plugin that serves a socket in the folder, as a service does. */
 static void setup_host(void)
 {
-        _cleanup_free_ char *listen_option = NULL, *path = NULL;
+        _cleanup_free_ char *listen_option = NULL;
         uint64_t end;
 
         setup();
-        path = luv_strf("%s/null", sockets);
-        listen_option = luv_strf("--listen=%s", path);
+        listen_option = luv_strf("--listen=%s/null", sockets);
         host_pid = fork();
         ck_assert_int_ge(host_pid, 0);
         if (host_pid == 0) {
@@ -162,7 +177,7 @@ static void setup_host(void)
                 _exit(127);
         }
         end = luv_now_usec() + LATE;
-        while (access(path, F_OK) < 0) {
+        while (!is_served("null")) {
                 ck_assert(luv_now_usec() < end);
                 ck_assert_int_eq(waitpid(host_pid, NULL, WNOHANG), 0);
                 (void) usleep(10 * 1000);
@@ -172,11 +187,10 @@ static void setup_host(void)
 /* A socket in the folder that nobody serves as it should. */
 static int bad_socket(const char *name, int backlog)
 {
-        struct sockaddr_un address = { .sun_family = AF_UNIX };
-        int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        struct sockaddr_un address;
+        int fd = make_address(name, &address);
 
         ck_assert_int_ge(fd, 0);
-        snprintf(address.sun_path, sizeof(address.sun_path), "%.90s/%s", sockets, name);
         ck_assert_int_eq(bind(fd, (struct sockaddr *) &address, sizeof(address)), 0);
         if (backlog > 0)
                 ck_assert_int_eq(listen(fd, backlog), 0);
@@ -368,6 +382,7 @@ END_TEST
 
 START_TEST(findings)
 {
+        _cleanup_free_ char *old = NULL, *new = NULL;
         _cleanup_answer_ Answer a = {};
 
         /* Not in a simulation it warns. */
@@ -381,14 +396,11 @@ START_TEST(findings)
                       (char *) NULL);
                 _exit(127);
         }
-        for (;;) {
-                _cleanup_free_ char *old = luv_strf("%s/null", sockets),
-                                    *new = luv_strf("%s/null2", sockets);
-
-                if (rename(new, old) >= 0)
-                        break;
+        while (!is_served("null2"))
                 (void) usleep(10 * 1000);
-        }
+        old = luv_strf("%s/null", sockets);
+        new = luv_strf("%s/null2", sockets);
+        ck_assert_int_eq(rename(new, old), 0);
         call(PLUGIN_OP_PREFLIGHT, DEVICE, LATE, &a);
         ck_assert_int_eq(a.error, 0);
         ck_assert_uint_eq(a.n_findings, 1);
@@ -413,7 +425,7 @@ END_TEST
 
 START_TEST(many_at_once)
 {
-        PluginCall *calls[64] = {};
+        PluginCall *calls[100] = {};
         Answer answers[ELEMENTSOF(calls)] = {};
 
         for (size_t i = 0; i < ELEMENTSOF(calls); i++)
@@ -459,6 +471,39 @@ START_TEST(cancelled)
                 ck_assert_int_ge(sd_event_run(event, 10 * USEC_PER_MSEC), 0);
         }
         ck_assert_uint_eq(a.n, 0);
+}
+END_TEST
+
+/* More than run at a time, of which some never end: these and those behind them meet their deadline, or are
+ * freed. */
+START_TEST(waiting_for_their_turn)
+{
+        PluginCall *hung[32] = {}, *waiting[3] = {};
+        Answer hung_answers[ELEMENTSOF(hung)] = {}, answers[ELEMENTSOF(waiting)] = {};
+
+        configure("{\"faults\":[{\"device\":\"" DEVICE "\",\"fault\":\"hang\"}]}");
+        for (size_t i = 0; i < ELEMENTSOF(hung); i++)
+                hung[i] = start(PLUGIN_OP_QUIESCED, DEVICE, LATE, &hung_answers[i]);
+        waiting[0] = start(PLUGIN_OP_QUIESCED, OTHER, SOON, &answers[0]);
+        waiting[1] = start(PLUGIN_OP_QUIESCED, OTHER, LATE, &answers[1]);
+        waiting[2] = start(PLUGIN_OP_QUIESCED, OTHER, LATE, &answers[2]);
+        run_until(&answers[0].n, 1);
+        ck_assert_int_eq(answers[0].error, -ETIME);
+        waiting[1] = luv_plugin_call_free(waiting[1]);
+        ck_assert_uint_eq(answers[2].n, 0);
+
+        hung[7] = luv_plugin_call_free(hung[7]);
+        run_until(&answers[2].n, 1);
+        ck_assert_int_eq(answers[2].error, 0);
+        ck_assert_uint_eq(answers[1].n, 0);
+        for (size_t i = 0; i < ELEMENTSOF(hung); i++) {
+                ck_assert_uint_eq(hung_answers[i].n, 0);
+                luv_plugin_call_free(hung[i]);
+        }
+        for (size_t i = 0; i < ELEMENTSOF(waiting); i++) {
+                luv_plugin_call_free(waiting[i]);
+                answer_done(&answers[i]);
+        }
 }
 END_TEST
 
@@ -652,6 +697,7 @@ static Suite *suite(void)
         tcase_add_test(host, findings);
         tcase_add_test(host, a_hang_costs_its_device_only);
         tcase_add_test(host, many_at_once);
+        tcase_add_test(host, waiting_for_their_turn);
         tcase_add_test(host, cancelled);
         tcase_add_test(host, freed_in_callback);
         tcase_add_test(host, host_dies);
