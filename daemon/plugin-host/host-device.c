@@ -304,7 +304,7 @@ static int host_driver(struct luvfio_device *d, char *name, size_t size)
         base = base ? base + 1 : link;
         if (strlen(base) >= size)
                 return -EFBIG;
-        strcpy(name, base);
+        memcpy(name, base, strlen(base) + 1);
         return 0;
 }
 
@@ -420,7 +420,7 @@ static int wait_for(struct luvfio_device *d, WaitCondition condition, const char
                 left = MIN(end - now, WAIT_TICK_USEC);
                 tick.tv_sec = 0;
                 tick.tv_nsec = (long) (left * NSEC_PER_USEC);
-                if (ppoll(&p, 1, &tick, NULL) > 0)
+                if (ppoll(&p, 1, &tick, NULL) > 0 && uevent_fd >= 0)
                         while (recv(uevent_fd, buffer, sizeof(buffer), MSG_TRUNC) >= 0)
                                 ;
         }

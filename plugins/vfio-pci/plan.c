@@ -95,7 +95,7 @@ int plan_format(const struct luvfio_host *host, struct luvfio_device *device, co
         if (s) {
                 r = strlen(s) < size ? 0 : -EFBIG;
                 if (r >= 0)
-                        strcpy(text, s);
+                        memcpy(text, s, strlen(s) + 1);
         }
         json_object_put(root);
         if (r < 0)
@@ -142,7 +142,7 @@ static int get_text(struct json_object *o, const char *key, char *ret, size_t si
         if (!v || (size_t) json_object_get_string_len(v) >= size ||
             strlen(json_object_get_string(v)) != (size_t) json_object_get_string_len(v))
                 return -EBADMSG;
-        strcpy(ret, json_object_get_string(v));
+        memcpy(ret, json_object_get_string(v), strlen(json_object_get_string(v)) + 1);
         return 0;
 }
 
