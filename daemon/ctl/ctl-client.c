@@ -107,11 +107,11 @@ ExitCode ctl_fail_error(Ctl *c, const char *error_id, sd_json_variant *parameter
                 { VL_ERROR_HOST("UpdateInProgress"), CTL_FAILED, "Another update is under way (state %s).",
                   "state" },
                 { VL_ERROR_HOST("NotPossible"), CTL_FAILED, "This cannot be done in state %s.", "state" },
-                { VL_ERROR_HOST("NoSuchUpdate"), CTL_FAILED, "There is no update '%s'.", "updateId" },
+                { VL_ERROR_HOST("NoSuchUpdate"), CTL_FAILED, "There is no such update: '%s'.", "updateId" },
                 { VL_ERROR_HOST("NoSuchMachine"), CTL_FAILED, "There is no machine '%s'.", "machine" },
                 { VL_ERROR_HOST("NotStranded"), CTL_FAILED,
                   "Machine '%s' is not stranded; only stranded ones can be discarded.", "machine" },
-                { VL_ERROR_HOST("BadKernel"), CTL_FAILED, "The kernel will not do: %s.", "reason" },
+                { VL_ERROR_HOST("BadKernel"), CTL_FAILED, "%s.", "reason" },
                 { VL_ERROR_HOST("NoKernel"), CTL_FAILED,
                   "No kernel was given, none is staged and none is configured: name one on the command "
                   "line.",

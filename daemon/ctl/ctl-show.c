@@ -72,18 +72,17 @@ const char *ctl_state_description(const char *state)
 
 char *ctl_progress_text(const Progress *p)
 {
+        const char *what = p->message ? p->message : strempty(p->machine_state);
+        /* A sentence may name the machine itself. */
+        bool named = p->machine && !strstr(what, p->machine);
         _cleanup_free_ char *text = NULL;
         char count[64] = "";
-        const char *what = strempty(p->message), *colon = "";
 
-        if (*what == '\0' && p->machine_state)
-                what = p->machine_state;
-        if (p->machine && *what != '\0')
-                colon = ": ";
         if (p->total != CTL_UNSET && p->done != CTL_UNSET)
                 snprintf(count, sizeof(count), "%s(%" PRIu64 " of %" PRIu64 ")",
-                         *what != '\0' || p->machine ? " " : "", p->done, p->total);
-        text = luv_strf("%s%s%s%s", strempty(p->machine), colon, what, count);
+                         named || *what != '\0' ? " " : "", p->done, p->total);
+        text = luv_strf("%s%s%s%s", named ? p->machine : "", named && *what != '\0' ? ": " : "", what,
+                        count);
         return text ? ctl_clean(text) : NULL;
 }
 

@@ -194,11 +194,12 @@ static ExitCode show_progress(Follower *f, const Progress *p)
         if (!text || !state)
                 return ctl_fail_oom(c);
         unpaint(f);
-        if (changed || says)
+        /* That it is over is said at the end. */
+        if (says || (changed && (f->clock || !streq(p->state, "idle"))))
                 print_line(f, state, says || *text != '\0' ? text : ctl_state_description(p->state));
         if (c->out.live && !streq(p->state, "idle")) {
-                line = luv_strf("%s: %s", state,
-                                *text != '\0' && !says ? text : ctl_state_description(p->state));
+                line = luv_strf("%s: %s%s%s", state, ctl_state_description(p->state), says ? "" : " ",
+                                says ? "" : text);
                 if (!line)
                         return ctl_fail_oom(c);
                 f->line = TAKE_PTR(line);

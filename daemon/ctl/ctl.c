@@ -172,7 +172,7 @@ static ExitCode find_update(Ctl *c, const char *prefix, char **ret)
                 }
         ctl_reports_free(reports, n);
         if (matches == 0)
-                return ctl_fail(c, CTL_FAILED, "There is no update '%s'.", prefix);
+                return ctl_fail(c, CTL_FAILED, "There is no such update: '%s'.", prefix);
         if (matches > 1)
                 return ctl_fail(c, CTL_FAILED, "'%s' is the begin of %zu updates' ids.", prefix, matches);
         *ret = strdup(found);

@@ -447,6 +447,9 @@ START_TEST(test_progress)
                 { "{\"state\":\"staging\",\"machine\":\"m\",\"message\":\"said\",\"machineState\":"
                   "\"prepared\",\"done\":null}",
                   "m: said" },
+                { "{\"state\":\"staging\",\"machine\":\"m1\",\"message\":\"machine m1 waits\"}",
+                  "machine m1 waits" },
+                { "{\"state\":\"staging\",\"machine\":\"m1\",\"done\":1,\"total\":2}", "m1 (1 of 2)" },
         };
 
         for (size_t i = 0; i < ELEMENTSOF(replies); i++) {
