@@ -200,7 +200,8 @@ class Run:
             f.truncate((1 << 20) + (64 << 20) * (len(scripts) + 1))
         disks += [("luvrun", out / "run.raw", "raw"), ("luvout", out / "out.raw", "raw")]
 
-        cmdline = ["console=ttyS0", "kho=on", "liveupdate=on", "panic=-1", "tsc=reliable",
+        # Without no_timer_check a slow emulator makes the kernel believe that the timer is broken, and panic.
+        cmdline = ["console=ttyS0", "kho=on", "liveupdate=on", "panic=-1", "no_timer_check", "tsc=reliable",
                    f"tsc_early_khz={machine.tsc_khz()}"]
         if not args.no_iommu:
             cmdline.append("intel_iommu=on")
