@@ -179,7 +179,7 @@ int luv_kexec_locate(int kernel_fd, KexecPart *ret_kernel, KexecPart *ret_initrd
 static int read_release(int fd, const KexecPart *kernel, char **ret, char **ret_reason)
 {
         uint8_t setup[SETUP_SIZE];
-        uint64_t at, end, sectors;
+        uint64_t at, end, whole, sectors;
         char text[256];
         size_t n;
         int r;
@@ -195,12 +195,11 @@ static int read_release(int fd, const KexecPart *kernel, char **ret, char **ret_
         /* 0 stands for 4, for the sake of very old ones. */
         sectors = setup[SETUP_SECTS] ? setup[SETUP_SECTS] : 4;
         end = (sectors + 1) * SECTOR;
-        if (end + (uint64_t) read_le32(setup + SETUP_SYSSIZE) * 16 > kernel->size)
+        whole = end + (uint64_t) read_le32(setup + SETUP_SYSSIZE) * 16;
+        if (whole > kernel->size)
                 return luv_reason(ret_reason, -ENOEXEC,
                                   "the kernel image is cut off: %llu of %llu bytes are there",
-                                  (unsigned long long) kernel->size,
-                                  (unsigned long long) (end +
-                                                        (uint64_t) read_le32(setup + SETUP_SYSSIZE) * 16));
+                                  (unsigned long long) kernel->size, (unsigned long long) whole);
 
         at = read_le16(setup + SETUP_KERNEL_VERSION);
         if (at == 0)
@@ -254,7 +253,7 @@ static int read_abi_at(int fd, uint64_t at, uint64_t end, char **ret)
 
 static int scan_abi(int fd, const KexecPart *kernel, char **ret, char **ret_reason)
 {
-        const size_t chunk = 1024 * 1024;
+        const size_t chunk = (size_t) 1024 * 1024;
         _cleanup_free_ uint8_t *buffer = malloc(chunk);
         uint64_t at = kernel->offset, end = kernel->offset + kernel->size;
         int r;
@@ -288,7 +287,7 @@ static int scan_abi(int fd, const KexecPart *kernel, char **ret, char **ret_reas
 int luv_kexec_inspect(int kernel_fd, KexecImage *ret, char **ret_reason)
 {
         _cleanup_(luv_kexec_image_done) KexecImage i = {};
-        KexecPart kernel;
+        KexecPart kernel = {};
         int r;
 
         r = luv_kexec_locate(kernel_fd, &kernel, NULL, ret_reason);
@@ -301,8 +300,7 @@ int luv_kexec_inspect(int kernel_fd, KexecImage *ret, char **ret_reason)
         r = scan_abi(kernel_fd, &kernel, &i.abi, ret_reason);
         if (r < 0)
                 return r;
-        *ret = i;
-        i = (KexecImage) {};
+        *ret = (KexecImage) { .release = TAKE_PTR(i.release), .abi = TAKE_PTR(i.abi), .size = i.size };
         return 0;
 }
 

@@ -13,7 +13,7 @@ static bool loaded_here;
 /* A part of a file as a file of its own, which the kernel wants. */
 static int extract(int fd, const KexecPart *part, const char *name)
 {
-        const size_t chunk = 1024 * 1024;
+        const size_t chunk = (size_t) 1024 * 1024;
         _cleanup_free_ uint8_t *buffer = malloc(chunk);
         _cleanup_close_ int copy = -EBADF;
         int r;

@@ -61,7 +61,7 @@ static int set_device(FdIdentity *i, const char *address, char **ret_reason)
         if (!luv_pci_address_valid(address) || strlen(address) >= sizeof(i->device))
                 return luv_reason(ret_reason, -EOPNOTSUPP, "is a VFIO device that is no PCI device (%s)",
                                   address);
-        strcpy(i->device, address);
+        (void) snprintf(i->device, sizeof(i->device), "%s", address);
         i->kind = FD_KIND_VFIO;
         return 0;
 }

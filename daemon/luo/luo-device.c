@@ -20,6 +20,8 @@
 /* A worker that has nothing to do waits this long for more, since a VMM retrieves its fds one by one. */
 #define WORKER_IDLE_USEC (200 * USEC_PER_MSEC)
 
+#define ABI_SIZE_MAX ((size_t) 64 * 1024)
+
 typedef struct Worker Worker;
 
 struct Worker {
@@ -403,7 +405,7 @@ static int device_probe(Luo *l)
 
 static int device_read_abi(Luo *l, char **ret)
 {
-        return luv_read_file(AT_FDCWD, LUO_ABI_FILE, 64 * 1024, ret, NULL);
+        return luv_read_file(AT_FDCWD, LUO_ABI_FILE, ABI_SIZE_MAX, ret, NULL);
 }
 
 static int device_open_session(Luo *l, bool incoming, const char *name)

@@ -733,27 +733,25 @@ static int set_environment(const char *name, uint64_t value)
 static int sim_pass_environment(int state_fd, char *const *names, size_t n)
 {
         _cleanup_free_ char *joined = NULL;
-        size_t size = 1;
         int r;
 
-        for (size_t i = 0; i < n; i++)
-                size += strlen(names[i]) + 1;
-        joined = calloc(1, size);
-        if (!joined)
-                return -ENOMEM;
         for (size_t i = 0; i < n; i++) {
+                char *longer;
+
                 if (strchr(names[i], ':'))
                         return -EINVAL;
-                if (i > 0)
-                        strcat(joined, ":");
-                strcat(joined, names[i]);
+                longer = luv_strf("%s%s%s", strempty(joined), joined ? ":" : "", names[i]);
+                if (!longer)
+                        return -ENOMEM;
+                free(joined);
+                joined = longer;
         }
         r = set_environment(LUVFIO_HANDED_ENV, (uint64_t) state_fd);
         if (r >= 0)
                 r = set_environment("LISTEN_PID", (uint64_t) getpid());
         if (r >= 0)
                 r = set_environment("LISTEN_FDS", n);
-        if (r >= 0 && setenv("LISTEN_FDNAMES", joined, 1) < 0)
+        if (r >= 0 && setenv("LISTEN_FDNAMES", strempty(joined), 1) < 0)
                 r = negative_errno();
         return r;
 }

@@ -192,6 +192,7 @@ static void call_dequeue(LuoCall *c)
         call_unready(c);
         if (!c->queued)
                 return;
+        assert(s);
         c->queued = false;
         for (LuoCall *i = s->first; i != c; i = i->queue_next)
                 before = i;

@@ -76,7 +76,8 @@ int luv_luo_session_retrieve(Luo *l, const char *name, uint64_t deadline, LuoSes
 /* A session fd that came back from the fd store; takes FD if it succeeds. -EINVAL: not this session's fd. */
 int luv_luo_session_adopt(Luo *l, const char *name, int fd, bool incoming, LuoSession **ret);
 LuoSession *luv_luo_session_ref(LuoSession *s);
-/* The last reference closes our fd; other holders (the fd store) keep the session. */
+/* The last reference closes our fd, and a moment later a worker's; other holders (the fd store) keep the
+ * session. */
 LuoSession *luv_luo_session_unref(LuoSession *s);
 DEFINE_CLEANUP(LuoSession *, luv_luo_session_unref);
 const char *luv_luo_session_get_name(LuoSession *s);

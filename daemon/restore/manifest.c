@@ -541,7 +541,7 @@ static int read_device(struct json_object *o, void *element, char **ret_reason)
         if (!text_valid(d->promise, 64))
                 return luv_reason(ret_reason, -EBADMSG, "device %s has no valid promise", d->address);
         if (strlen(d->plan) > LUVFIO_PLAN_MAX)
-                return luv_reason(ret_reason, -EBADMSG, "device %s has a plan of more than %u bytes",
+                return luv_reason(ret_reason, -EBADMSG, "device %s has a plan of more than %zu bytes",
                                   d->address, LUVFIO_PLAN_MAX);
         return 0;
 }

@@ -19,7 +19,7 @@
 #define LUVFIO_FDS_MAX 65535u /* in a machine: tokens serial << 16 | 1.. */
 /* 1.. : serial 0 would have the host record's token. */
 #define LUVFIO_SERIAL_MAX ((UINT64_C(1) << 47) - 1)
-#define LUVFIO_PLAN_MAX (16u * 1024u)
+#define LUVFIO_PLAN_MAX ((size_t) 16 * 1024)
 
 typedef struct FdRecord {
         char *name;

@@ -104,20 +104,15 @@ static void log_line(int priority, const LogFields *fields, const char *message)
 void luv_log_struct(int priority, const LogFields *fields, const char *format, ...)
 {
         _cleanup_free_ char *message = NULL;
-        int saved = errno, n;
+        int saved = errno;
         va_list ap;
 
         if (priority > luv_log_get_max_level())
                 return;
         va_start(ap, format);
-        n = vasprintf(&message, format, ap);
+        message = luv_strfv(format, ap);
         va_end(ap);
-        if (n < 0) {
-                message = NULL;
-                log_line(priority, fields, format);
-        } else {
-                log_line(priority, fields, message);
-        }
+        log_line(priority, fields, message ? message : format);
         errno = saved;
 }
 
@@ -126,15 +121,12 @@ int luv_log_errno(int priority, int error, const char *format, ...)
         _cleanup_free_ char *message = NULL;
         LogFields fields = { .error = error };
         va_list ap;
-        int n;
 
         if (error > 0)
                 error = -error;
         va_start(ap, format);
-        n = vasprintf(&message, format, ap);
+        message = luv_strfv(format, ap);
         va_end(ap);
-        if (n < 0)
-                message = NULL;
         luv_log_struct(priority, &fields, "%s: %s", message ? message : format, strerror(-error));
         return error;
 }

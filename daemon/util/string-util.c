@@ -5,26 +5,32 @@
 
 #include "util/string-util.h"
 
+char *luv_strfv(const char *format, va_list ap)
+{
+        char *s;
+
+        /* On failure S is not to be relied on. */
+        return vasprintf(&s, format, ap) < 0 ? NULL : s;
+}
+
 char *luv_strf(const char *format, ...)
 {
         va_list ap;
         char *s;
-        int n;
 
         va_start(ap, format);
-        n = vasprintf(&s, format, ap);
+        s = luv_strfv(format, ap);
         va_end(ap);
-        return n < 0 ? NULL : s;
+        return s;
 }
 
 int luv_reason(char **ret_reason, int error, const char *format, ...)
 {
         va_list ap;
-        char *s;
 
         if (ret_reason) {
                 va_start(ap, format);
-                *ret_reason = vasprintf(&s, format, ap) < 0 ? NULL : s;
+                *ret_reason = luv_strfv(format, ap);
                 va_end(ap);
         }
         return error;

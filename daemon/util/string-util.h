@@ -7,6 +7,7 @@
 
 /* A new string, NULL if out of memory. */
 _printf_(1, 2) char *luv_strf(const char *format, ...);
+_printf_(1, 0) char *luv_strfv(const char *format, va_list ap);
 /* For `char **ret_reason`: sets it (if not NULL) to a new string, NULL if out of memory. Returns ERROR. */
 _printf_(3, 4) int luv_reason(char **ret_reason, int error, const char *format, ...);
 

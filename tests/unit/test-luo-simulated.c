@@ -430,11 +430,11 @@ START_TEST(jump)
         int status;
 
         pid = fork();
-        ck_assert_int_ge(pid, 0);
         if (pid == 0) {
                 (void) execl("/proc/self/exe", "test-luo-simulated", OUTGOING, NULL);
                 _exit(EXIT_FAILURE);
         }
+        ck_assert_int_ge(pid, 0);
         ck_assert_int_eq(waitpid(pid, &status, 0), pid);
         ck_assert_int_eq(status, 0);
         log = read_log();

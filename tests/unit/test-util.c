@@ -341,10 +341,10 @@ START_TEST(cgroups)
         ck_assert_int_eq(luv_cgroup_is_frozen("/no-such-cgroup"), -ENOENT);
 
         pid = fork();
-        ck_assert_int_ge(pid, 0);
         if (pid == 0)
                 for (;;)
                         (void) pause();
+        ck_assert_int_ge(pid, 0);
         pidfd = pidfd_open(pid, 0);
         free(same);
         same = NULL;
