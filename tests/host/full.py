@@ -11,7 +11,7 @@ from luvtest import cache, progress
 # The full image: Debian with systemd, and no more than what luvfiod and the example VMMs need.
 PACKAGES = [
     "systemd", "systemd-sysv", "udev", "mount", "dbus", "polkitd", "kmod", "libjson-c5", "libcap2", "libglib2.0-0t64",
-    "libseccomp2", "procps", "iproute2", "pciutils", "python3-minimal", "jq",
+    "libseccomp2", "procps", "iproute2", "pciutils", "python3-minimal", "jq", "strace",
 ]
 
 # What systemd starts by default and no test needs; it would only cost time in every boot.

@@ -13,8 +13,8 @@ next_cmdline() {
 
 # luvfiod_enable: luvfiod in this boot and in later ones.
 luvfiod_enable() {
-        systemctl enable --quiet luvfiod.service luvfiod.socket luvfiod-machine.socket
-        systemctl start luvfiod.service
+        systemctl enable --quiet luvfiod.service luvfiod.socket luvfiod-machine.socket luvfio-plugin-host@vfio-pci.socket
+        systemctl start luvfio-plugin-host@vfio-pci.socket luvfiod.service
 }
 
 # vmm_define NAME ARGUMENTS...: makes luvfio-example-vmm@NAME.service, started in this boot and in later ones.
