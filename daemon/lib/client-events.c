@@ -290,6 +290,9 @@ int luv_client_events_start(struct luvfio *l)
                 l->stage = EVENTS_WATCHING;
                 r = watch_send(l);
         }
+        /* The loop may be a while away yet; luvfiod is to know at once that somebody listens. */
+        if (r >= 0)
+                r = sd_varlink_flush(l->events);
         if (r >= 0)
                 r = link_poll(l);
         if (r < 0) {
