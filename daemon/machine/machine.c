@@ -50,8 +50,6 @@ static Machine *machine_free(Machine *m)
 {
         if (!m)
                 return NULL;
-        while (m->n_fds > 0)
-                luv_machine_drop_fd(m, m->fds[m->n_fds - 1]);
         free(m->fds);
         while (m->n_devices > 0)
                 device_done(m->devices + --m->n_devices);
@@ -146,6 +144,8 @@ Machine *luv_machine_forget(Machine *m)
         if (m->registry->callbacks.forgotten)
                 m->registry->callbacks.forgotten(m, m->registry->userdata);
         luv_registry_remove_note(m);
+        while (m->n_fds > 0)
+                luv_machine_drop_fd(m, m->fds[m->n_fds - 1]);
         luv_registry_charge_machine(m, -1);
         luv_registry_remove(m);
         return machine_free(m);
@@ -170,13 +170,12 @@ int luv_machine_set_reason(Machine *m, const char *format, ...)
 {
         char *text = NULL;
         va_list ap;
-        int n;
 
         if (format) {
                 va_start(ap, format);
-                n = vasprintf(&text, format, ap);
+                text = luv_strfv(format, ap);
                 va_end(ap);
-                if (n < 0)
+                if (!text)
                         return -ENOMEM;
         }
         free(m->reason);
@@ -385,9 +384,9 @@ int luv_machine_hold(Machine *m, const char *name, FdKind kind, FdOutcome outcom
         r = luv_registry_user(m->registry, m->owner.uid, &q);
         if (r < 0)
                 return r;
-        if (!old && (q->fds >= m->registry->quota.fds || m->n_fds >= LUVFIO_FDS_MAX)) {
+        if (!old && q->fds >= m->registry->quota.fds) {
                 *ret_what = "fds";
-                *ret_limit = MIN(m->registry->quota.fds, (uint64_t) LUVFIO_FDS_MAX);
+                *ret_limit = m->registry->quota.fds;
                 return -EDQUOT;
         }
         if (q->bytes - (old ? luv_fd_bytes(old) : 0) + bytes > m->registry->quota.bytes) {

@@ -27,7 +27,16 @@ void luv_check_devices(const PreflightFacts *f, Findings *r)
                         s.remedy = x->remedy;
                         luv_findings_add(r, x->id, x->severity, &s, "%s", x->message);
                 }
-                if (d->promise && strcmp(d->promise, "reset") == 0) {
+                /* What this kernel preserves of a device is the open file; a word of more than that is not
+                 * kept. */
+                if (!d->promise || !streq(d->promise, "reset")) {
+                        s.remedy = "Use the plugin with a kernel that preserves devices running.";
+                        luv_blocker(r, "device-promise", &s,
+                                    "The plugin %s promises \"%s\" for device %s of machine %s, which this "
+                                    "kernel "
+                                    "cannot keep: it is reset on the way",
+                                    d->plugin, d->promise ? d->promise : "", d->address, d->machine);
+                } else {
                         s.remedy = NULL;
                         luv_warning(r, "device-reset", &s,
                                     "Device %s of machine %s will be reset on the way", d->address,

@@ -32,10 +32,8 @@ void luv_findings_done(Findings *f)
 static void add(Findings *f, const char *id, Severity severity, const FindingSubject *subject,
                 const char *format, va_list ap)
 {
-        Finding new = { .severity = severity }, *items;
+        Finding new = { .severity = severity, .message = luv_strfv(format, ap) }, *items;
 
-        if (vasprintf(&new.message, format, ap) < 0)
-                new.message = NULL;
         items = reallocarray(f->items, f->n + 1, sizeof(Finding));
         if (items)
                 f->items = items;

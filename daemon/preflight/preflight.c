@@ -38,6 +38,7 @@ void luv_preflight_facts_done(PreflightFacts *f)
         free(f->initrd_reason);
         free(f->cmdline);
         free(f->running_abi);
+        free(f->lost);
         for (size_t i = 0; i < f->n_machines; i++) {
                 free(f->machines[i].name);
                 free(f->machines[i].unit);

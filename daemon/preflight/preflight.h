@@ -57,6 +57,8 @@ typedef struct PreflightFacts {
         char *running_abi;
         int kexec_loaded; /* 1, 0, -errno; loaded by somebody else than us */
 
+        char *lost; /* why what the last kernel handed over could not be read */
+
         uint64_t memory_available, memory_reserve;
 
         PreflightMachine *machines;

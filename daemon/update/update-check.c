@@ -34,6 +34,18 @@ static PreflightConfig check_config(Update *u)
         };
 }
 
+/* With what only we know. */
+void luv_update_judge(Update *u, PreflightFacts *facts, char *const *sacrifice, Findings *findings)
+{
+        if (u->callbacks.inhibitors)
+                u->callbacks.inhibitors(facts, u->userdata);
+        if (luv_free_and_strdup(&facts->lost, u->lost) < 0)
+                findings->incomplete = true;
+        luv_preflight_judge(facts, findings);
+        luv_findings_sacrifice(findings, sacrifice);
+        luv_findings_sort(findings);
+}
+
 int luv_update_start_check(Update *u, PreflightDone done)
 {
         PreflightConfig config = check_config(u);
@@ -50,11 +62,7 @@ static void on_check_done(int error, PreflightFacts *facts, void *userdata)
         Findings findings = {};
 
         if (error >= 0) {
-                if (c->update->callbacks.inhibitors)
-                        c->update->callbacks.inhibitors(facts, c->update->userdata);
-                luv_preflight_judge(facts, &findings);
-                luv_findings_sacrifice(&findings, c->sacrifice);
-                luv_findings_sort(&findings);
+                luv_update_judge(c->update, facts, c->sacrifice, &findings);
         }
         /* May free C. */
         c->done(error, &findings, c->userdata);

@@ -393,15 +393,16 @@ static void on_recovered(const PluginResult *result, void *userdata)
         const MachineDevice *d = um->machine->devices + um->recovering;
 
         um->recover = luv_plugin_call_free(um->recover);
-        if (result->error < 0) {
-                _cleanup_free_ char *reason =
-                                luv_strf("device %s of machine %s cannot be made safe: %s", d->address,
-                                         um->machine->name,
-                                         result->reason ? result->reason : strerror(-result->error));
-
-                discard_end(um, result->error, reason);
-                return;
-        }
+        /* The kernel takes the device from the session in any case; keeping the memory for ever helps
+         * nobody. */
+        if (result->error < 0)
+                luv_log_struct(LOG_WARNING,
+                               &(LogFields) { .machine = um->machine->name,
+                                              .device = d->address,
+                                              .plugin = d->plugin },
+                               "Device %s of machine %s could not be made safe by its plugin: %s",
+                               d->address, um->machine->name,
+                               result->reason ? result->reason : strerror(-result->error));
         um->recovering++;
         recover_next(um);
 }

@@ -79,7 +79,7 @@ static void jump_failed(Update *u)
         const char *refusal = u->refusal;
 
         luv_update_fail(u, NULL, "the kernel refused the jump: %s%s%s",
-                        u->jump_error == -EBUSY     ? "something that is preserved is still in use"
+                        u->jump_error == -EBUSY     ? "a device or file that is preserved is busy"
                         : u->jump_error == -ENOEXEC ? "the image that was loaded is not there any more"
                         : u->jump_error == -EINVAL  ? "no image is loaded"
                                                     : strerror(-u->jump_error),
@@ -403,13 +403,15 @@ static void on_committed(Update *u)
 void luv_update_hand_over(Update *u)
 {
         size_t n = luv_machine_registry_size(u->config.machines);
-        uint64_t deadline = u->deadline;
+        uint64_t deadline = luv_now_usec() + COMMIT_DEADLINE_USEC;
         int r;
 
+        /* Where one was left behind at the deadline, the others need a moment all the same. */
+        deadline = MAX(deadline, u->deadline);
         r = luv_update_transition(u, UPDATE_HANDING_OVER);
         if (r >= 0)
                 r = luv_update_write_journal(u);
-        /* The same deadline: it is the time that machines may stand. */
+        /* Else the same deadline: it is the time that machines may stand. */
         if (r >= 0)
                 r = luv_update_set_barrier(u, on_committed, "commit", deadline);
         if (r < 0) {

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <inttypes.h>
+#include <sys/utsname.h>
 
 #include "report/messages.h"
 #include "update/update-private.h"
@@ -180,13 +181,39 @@ static void on_stranded(const char *machine, const char *reason, MachineRecord *
         luv_update_strand(um, reason);
 }
 
+/* Which machines there were is not known then. Their memory and devices stay as they are until a reboot. */
+static void lose_host_record(Update *u, int error, const char *reason)
+{
+        _cleanup_free_ char *text =
+                        luv_strf("the host's record of the update cannot be read, all its machines are "
+                                 "stranded: %s",
+                                 reason);
+        char id[LUVFIO_ID_SIZE];
+        struct utsname name;
+        Report *report;
+        int r;
+
+        luv_log_struct(LOG_ERR,
+                       &(LogFields) { .message_id = LUVFIO_MESSAGE_UPDATE_STRANDED, .error = error }, "%s",
+                       text ? text : reason);
+        if (luv_free_and_strdup(&u->lost, text) < 0 || uname(&name) < 0)
+                return;
+        luv_random_id(id);
+        r = luv_report_new(id, REPORT_STRANDED, text, "", name.release, &report);
+        if (r < 0) {
+                luv_log_error(r, "The report of this is lost");
+                return;
+        }
+        report->started_realtime_usec = luv_realtime_usec();
+        luv_update_keep_report(u, report);
+}
+
 static void on_done(int error, const char *reason, HostRecord *host, LuoSession *host_session,
                     void *userdata)
 {
         Update *u = userdata;
 
         u->restore = luv_restore_free(u->restore);
-        u->restored = true;
         u->knows_machines = true;
         u->incoming_host_session = host_session;
         luv_host_record_free(u->host);
@@ -194,15 +221,7 @@ static void on_done(int error, const char *reason, HostRecord *host, LuoSession 
         if (error < 0 || !host) {
                 /* Nothing is known of any machine. A cold boot ends here too. */
                 if (error != -ENOENT)
-                        luv_log_struct(LOG_ERR,
-                                       &(LogFields) {
-                                                       .message_id = LUVFIO_MESSAGE_MACHINE_STRANDED,
-                                                       .error = error,
-                                       },
-                                       "The host's record of the last update cannot be read, its machines "
-                                       "are "
-                                       "stranded: %s",
-                                       reason ? reason : strerror(-error));
+                        lose_host_record(u, error, reason ? reason : strerror(-error));
                 (void) luv_update_transition(u, UPDATE_IDLE);
                 luv_update_journal_remove(u->config.runtime_dir);
                 u->host = luv_host_record_free(u->host);

@@ -16,6 +16,7 @@
 #define STAGE_DEADLINE_USEC (900 * USEC_PER_SEC)
 #define DRAIN_DEADLINE_USEC (90 * USEC_PER_SEC)
 #define CHECK_DEADLINE_USEC (20 * USEC_PER_SEC)
+#define COMMIT_DEADLINE_USEC (2 * USEC_PER_SEC)
 #define FREEZE_DEADLINE_USEC (2 * USEC_PER_SEC)
 #define RESTORE_DEADLINE_USEC (30 * USEC_PER_SEC)
 #define RETRIEVE_DEADLINE_USEC (60 * USEC_PER_SEC)
@@ -145,8 +146,7 @@ struct Update {
         LuoCall *incoming_call;
         unsigned host_finish_tries;
         sd_event_source *host_finish_retry;
-        bool restored;
-        size_t n_incoming;
+        char *lost;      /* why the last host record could not be read */
         char **finished; /* names, for the journal */
 
         Report *last_report;
@@ -172,6 +172,7 @@ void luv_update_cancel_machine(UpdateMachine *um);
 void luv_update_keep_report(Update *u, Report *report);
 
 /* update-check.c */
+void luv_update_judge(Update *u, PreflightFacts *facts, char *const *sacrifice, Findings *findings);
 int luv_update_start_check(Update *u, PreflightDone done);
 
 /* update-stage.c */

@@ -220,6 +220,8 @@ int luv_update_quiesced(Update *u, Machine *m, uint64_t stopped_usec)
 {
         UpdateMachine *um = m->update;
 
+        if (luv_update_is_late(m))
+                return 0;
         if (m->state != MACHINE_QUIESCING || !um || um->step != STEP_ASKED || u->state != UPDATE_QUIESCING ||
             u->aborting)
                 return -EPROTO;

@@ -94,13 +94,10 @@ void luv_update_say(Update *u, Machine *m, const char *format, ...)
 {
         _cleanup_free_ char *message = NULL;
         va_list ap;
-        int n;
 
         va_start(ap, format);
-        n = vasprintf(&message, format, ap);
+        message = luv_strfv(format, ap);
         va_end(ap);
-        if (n < 0)
-                message = NULL;
         emit(u, (UpdateProgress) {
                                 .message = message,
                                 .machine = m ? m->name : NULL,
@@ -436,13 +433,10 @@ void luv_update_fail(Update *u, UpdateMachine *um, const char *format, ...)
 {
         _cleanup_free_ char *reason = NULL;
         va_list ap;
-        int n;
 
         va_start(ap, format);
-        n = vasprintf(&reason, format, ap);
+        reason = luv_strfv(format, ap);
         va_end(ap);
-        if (n < 0)
-                reason = NULL;
 
         if (u->aborting || u->state >= UPDATE_RESTORING || u->state == UPDATE_IDLE) {
                 luv_log_warning("Also: %s", reason ? reason : format);
@@ -599,6 +593,7 @@ Update *luv_update_free(Update *u)
         luv_host_record_free(u->host);
         luv_update_journal_free(u->journal);
         luv_strv_free(u->finished);
+        free(u->lost);
         sd_event_source_disable_unref(u->queue_source);
         sd_event_source_disable_unref(u->undo_source);
         luv_units_free(u->units);
@@ -627,10 +622,7 @@ static void on_rechecked(int error, PreflightFacts *facts, void *userdata)
                 luv_update_fail(u, NULL, "the checks could not be made: %s", strerror(-error));
                 return;
         }
-        if (u->callbacks.inhibitors)
-                u->callbacks.inhibitors(facts, u->userdata);
-        luv_preflight_judge(facts, &findings);
-        luv_findings_sacrifice(&findings, u->sacrifice);
+        luv_update_judge(u, facts, u->sacrifice, &findings);
         u->preflight = luv_preflight_free(u->preflight);
         if (luv_findings_blockers(&findings) > 0) {
                 /* What is staged stays so. */
@@ -670,10 +662,7 @@ static void on_checked(int error, PreflightFacts *facts, void *userdata)
                 luv_update_fail(u, NULL, "the checks could not be made: %s", strerror(-error));
                 return;
         }
-        if (u->callbacks.inhibitors)
-                u->callbacks.inhibitors(facts, u->userdata);
-        luv_preflight_judge(facts, &findings);
-        luv_findings_sacrifice(&findings, u->sacrifice);
+        luv_update_judge(u, facts, u->sacrifice, &findings);
 
         u->failed_in = UPDATE_CHECKING;
         /* What is wrong with the kernel itself is said first: nothing else matters then. */
@@ -769,10 +758,19 @@ int luv_update_begin(Update *u, UpdateRequest *request)
 
 /* What the VMMs say. */
 
+/* An answer that crossed with an abort on its way: nobody can be blamed for it, and it means nothing any
+ * more. */
+bool luv_update_is_late(const Machine *m)
+{
+        return m->state == MACHINE_ABORTING;
+}
+
 int luv_update_prepared(Update *u, Machine *m)
 {
         UpdateMachine *um = m->update;
 
+        if (luv_update_is_late(m))
+                return 0;
         if (m->state != MACHINE_PREPARING || !in_barrier(um) || um->step != STEP_ASKED || u->aborting)
                 return -EPROTO;
         luv_update_queue(um);
@@ -783,6 +781,8 @@ int luv_update_committed(Update *u, Machine *m)
 {
         UpdateMachine *um = m->update;
 
+        if (luv_update_is_late(m))
+                return 0;
         if (m->state != MACHINE_QUIESCED || u->state != UPDATE_HANDING_OVER || !in_barrier(um) ||
             um->step != STEP_ASKED || u->aborting)
                 return -EPROTO;
@@ -877,12 +877,6 @@ void luv_update_machine_exited(Update *u, Machine *m)
         case MACHINE_ABORTING:
                 break;
         default:
-                /* A guest that shuts down while it is staged takes nothing with it. */
-                if (u->state == UPDATE_STAGED && !u->aborting && m->state == MACHINE_PREPARED) {
-                        luv_update_cancel_machine(um);
-                        luv_update_drop_session(um);
-                        break;
-                }
                 if (in_barrier(um) && !u->aborting) {
                         luv_update_fail(u, um, "the VMM of machine %s ended while %s", m->name,
                                         luv_update_state_to_string(u->state));

@@ -148,7 +148,9 @@ int luv_update_begin(Update *u, UpdateRequest *request);
 /* -EPROTO: there is nothing that could be given up. REASON is for people. Ends in ended() and state idle. */
 int luv_update_abort(Update *u, const char *reason);
 
-/* The VMM's answers. -EPROTO: not in this state. */
+/* The VMM's answers. -EPROTO: not in this state. One that crossed with an abort is taken and means nothing.
+ */
+bool luv_update_is_late(const Machine *m);
 int luv_update_prepared(Update *u, Machine *m);
 int luv_update_quiesced(Update *u, Machine *m, uint64_t stopped_usec);
 int luv_update_committed(Update *u, Machine *m);

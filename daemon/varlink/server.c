@@ -111,6 +111,7 @@ static Connection *connection_free(Connection *c)
                 return NULL;
         if (c->pending_free)
                 c->pending_free(c->pending);
+        sd_varlink_unref(c->link);
         luv_machine_owner_done(&c->peer);
         free(c->proven);
         free(c->who);
@@ -132,7 +133,8 @@ static int on_connect(sd_varlink_server *v, sd_varlink *link, void *userdata)
         if (!c)
                 return -ENOMEM;
         c->server = s;
-        c->link = link;
+        /* Held: a call that is answered later is taken for a fault if nobody keeps the link. */
+        c->link = sd_varlink_ref(link);
         c->peer.pidfd = -EBADF;
         c->of_machine = v == s->machine;
         r = sd_varlink_get_peer_uid(link, &uid);

@@ -11,7 +11,7 @@
 
 /* org.luvfio.Machine */
 
-#define VMM_LENGTH_MAX 256u
+#define VMM_LENGTH_MAX 1024u
 
 #define DISPATCH_STRING(name, type, member, flags)                                                          \
         { name, SD_JSON_VARIANT_STRING, sd_json_dispatch_const_string, offsetof(type, member), (flags) }
@@ -219,9 +219,19 @@ static int show_secret(Connection *c, Machine *m, const char *secret)
         return luv_free_and_strdup(&c->proven, m->name) < 0 ? -ENOMEM : 1;
 }
 
+static bool is_same_unit(const Connection *c, const Machine *m)
+{
+        if (c->peer.uid != m->owner.uid)
+                return false;
+        if (!c->peer.unit || !m->owner.unit)
+                return c->server->config.simulated && !c->peer.unit && !m->owner.unit;
+        return streq(c->peer.unit, m->owner.unit);
+}
+
 static int register_again(Connection *c, Machine *m, const RegisterParameters *p)
 {
         _cleanup_(luv_machine_owner_done) MachineOwner owner = { .pidfd = -EBADF };
+        bool alive, proven;
         int r;
 
         /* Whose it is was not read yet. */
@@ -239,10 +249,13 @@ static int register_again(Connection *c, Machine *m, const RegisterParameters *p
                 return sd_varlink_errorbo(c->link, VL_ERROR_MACHINE("Stranded"),
                                           SD_JSON_BUILD_PAIR_STRING("machine", m->name),
                                           SD_JSON_BUILD_PAIR_STRING("reason", strempty(m->reason)));
-        if (c->peer.pid != m->owner.pid || !luv_machine_is_alive(m)) {
-                /* Another process takes over if the first is gone, or if it can show the secret. */
-                if (luv_machine_is_alive(m) && !luv_machine_is_secret(m, p->secret))
-                        return error_machine(c, VL_ERROR_MACHINE("MachineExists"), m->name);
+        alive = luv_machine_is_alive(m);
+        proven = luv_machine_is_secret(m, p->secret);
+        /* Root may speak for any machine, but two VMMs of root that took the same name are a mistake. */
+        if (alive && !proven && c->peer.pid != m->owner.pid && !is_same_unit(c, m))
+                return error_machine(c, VL_ERROR_MACHINE("MachineExists"), m->name);
+        /* Whoever shows the secret takes over, and whoever comes when the first is gone. */
+        if (!alive || (proven && c->peer.pid != m->owner.pid)) {
                 r = copy_peer(c, &owner);
                 if (r < 0)
                         return r;
@@ -280,13 +293,9 @@ static int method_register(sd_varlink *link, sd_json_variant *parameters, sd_var
                 return r;
         if (!luv_machine_name_valid(p.name))
                 return error_name(c, p.name);
-        if (p.vmm) {
-                if (strlen(p.vmm) > VMM_LENGTH_MAX)
-                        return sd_varlink_error_invalid_parameter_name(link, "vmm");
-                for (const char *s = p.vmm; *s; s++)
-                        if ((unsigned char) *s < 0x20 || *s == 0x7f)
-                                return sd_varlink_error_invalid_parameter_name(link, "vmm");
-        }
+        /* For people, and never logged: what it says is its own affair, how much is not. */
+        if (p.vmm && strlen(p.vmm) > VMM_LENGTH_MAX)
+                return sd_varlink_error_invalid_parameter_name(link, "vmm");
         if (!luv_update_knows_machines(c->server->config.update))
                 return park(c);
         m = luv_machine_registry_find(c->server->config.machines, p.name);
@@ -417,6 +426,9 @@ static bool may_preserve(MachineState state, FdKind kind)
                 return kind != FD_KIND_STATE;
         case MACHINE_QUIESCING:
                 return kind == FD_KIND_STATE || kind == FD_KIND_VFIO;
+        case MACHINE_ABORTING:
+                /* On its way when the update was given up. */
+                return true;
         default:
                 return false;
         }
@@ -486,6 +498,8 @@ static int hold(Connection *c, Machine *m, const PreserveParameters *p, FdKind k
         if (r < 0)
                 return r;
         luv_update_held(c->server->config.update, m, f);
+        if (kind == FD_KIND_STATE && luv_update_is_late(m))
+                luv_machine_drop_fd(m, f);
         return sd_varlink_replybo(c->link, SD_JSON_BUILD_PAIR_VARIANT("fileDescriptor", v));
 }
 
