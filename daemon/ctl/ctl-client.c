@@ -19,13 +19,10 @@ ExitCode ctl_fail(Ctl *c, ExitCode code, const char *format, ...)
 {
         _cleanup_free_ char *text = NULL, *clean = NULL;
         va_list ap;
-        int r;
 
         va_start(ap, format);
-        r = vasprintf(&text, format, ap);
+        text = luv_strfv(format, ap);
         va_end(ap);
-        if (r < 0)
-                text = NULL;
         clean = text ? ctl_clean(text) : NULL;
         fflush(c->out.f);
         fprintf(c->err.f, "%sluvfioctl:%s %s\n", ctl_style(&c->err, STYLE_BAD),
@@ -53,12 +50,16 @@ ExitCode ctl_print_json(Ctl *c, sd_json_variant *v)
                 [JSON_MODE_PRETTY] = SD_JSON_FORMAT_PRETTY,
                 [JSON_MODE_SEQ] = SD_JSON_FORMAT_SEQ | SD_JSON_FORMAT_NEWLINE,
         };
+        _cleanup_(sd_json_variant_unrefp) sd_json_variant *empty = NULL;
         sd_json_format_flags_t f = flags[c->options.json] | SD_JSON_FORMAT_FLUSH;
         int r;
 
         if (c->options.json == JSON_MODE_PRETTY && c->out.colour)
                 f |= SD_JSON_FORMAT_COLOR;
-        r = sd_json_variant_dump(v, f, c->out.f, NULL);
+        /* Later versions of sd-varlink have no object for a reply without content. */
+        r = v ? 0 : sd_json_variant_new_object(&empty, NULL, 0);
+        if (r >= 0)
+                r = sd_json_variant_dump(v ? v : empty, f, c->out.f, NULL);
         return r < 0 ? ctl_fail(c, CTL_FAILED, "Cannot print JSON: %s.", strerror(-r)) : CTL_DONE;
 }
 
@@ -113,9 +114,7 @@ ExitCode ctl_fail_error(Ctl *c, const char *error_id, sd_json_variant *parameter
                   "Machine '%s' is not stranded; only stranded ones can be discarded.", "machine" },
                 { VL_ERROR_HOST("BadKernel"), CTL_FAILED, "%s.", "reason" },
                 { VL_ERROR_HOST("NoKernel"), CTL_FAILED,
-                  "No kernel was given, none is staged and none is configured: name one on the command "
-                  "line.",
-                  NULL },
+                  "No kernel was given and none is staged: name one on the command line.", NULL },
                 { SD_VARLINK_ERROR_PERMISSION_DENIED, CTL_FORBIDDEN,
                   "Not permitted: this needs root, or an authorisation by polkit.", NULL },
                 { SD_VARLINK_ERROR_INTERACTIVE_AUTHENTICATION_REQUIRED, CTL_FORBIDDEN,

@@ -191,13 +191,11 @@ void ctl_table_addf(Table *t, Style style, const char *format, ...)
 {
         _cleanup_free_ char *text = NULL;
         va_list ap;
-        int r;
 
         va_start(ap, format);
-        r = vasprintf(&text, format, ap);
+        text = luv_strfv(format, ap);
         va_end(ap);
-        if (r < 0) {
-                text = NULL;
+        if (!text) {
                 t->failed = true;
                 return;
         }

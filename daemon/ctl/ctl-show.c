@@ -14,15 +14,12 @@ _printf_(4, 5) static int put(const Terminal *t, const char *label, Style style,
 {
         _cleanup_free_ char *text = NULL, *clean = NULL;
         va_list ap;
-        int r;
 
         va_start(ap, format);
-        r = vasprintf(&text, format, ap);
+        text = luv_strfv(format, ap);
         va_end(ap);
-        if (r < 0) {
-                text = NULL;
+        if (!text)
                 return -ENOMEM;
-        }
         clean = ctl_clean(text);
         if (!clean)
                 return -ENOMEM;

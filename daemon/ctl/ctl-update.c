@@ -233,8 +233,8 @@ static ExitCode show_end(Follower *f, const Progress *p)
         }
         if (c->options.dry_run) {
                 if (text)
-                        fputs("Dry run: every gate up to the jump was passed; all machines run under the "
-                              "old kernel.\n",
+                        fputs("Dry run: the update was checked and staged, and taken back; all machines "
+                              "run.\n",
                               c->out.f);
                 return CTL_DONE;
         }

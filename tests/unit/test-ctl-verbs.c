@@ -93,7 +93,8 @@ static int answer(sd_varlink *link, sd_json_variant *parameters, const char *met
 
 static int on_connect(sd_varlink_server *s, sd_varlink *link, void *userdata)
 {
-        return sd_varlink_set_allow_fd_passing_input(link, true);
+        /* Never given back: later versions drop a link that waits for an answer and that nobody keeps. */
+        return sd_varlink_set_allow_fd_passing_input(sd_varlink_ref(link), true);
 }
 
 /* The method's name does not reach a callback, so each has its own. */
