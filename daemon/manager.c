@@ -364,8 +364,8 @@ Manager *luv_manager_free(Manager *m)
         if (!m)
                 return NULL;
         m->server = luv_server_free(m->server);
-        m->machines = luv_machine_registry_free(m->machines);
         m->update = luv_update_free(m->update);
+        m->machines = luv_machine_registry_free(m->machines);
         luv_plugin_manager_unref(m->plugins);
         luv_luo_unref(m->luo);
         luv_fd_store_free(m->store);

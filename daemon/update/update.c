@@ -586,6 +586,8 @@ Update *luv_update_free(Update *u)
         if (!u)
                 return NULL;
         luv_update_reset(u);
+        for (size_t i = 0; i < luv_machine_registry_size(u->config.machines); i++)
+                luv_update_machine_forgotten(u, luv_machine_registry_at(u->config.machines, i));
         u->restore = luv_restore_free(u->restore);
         luv_luo_call_free(u->incoming_call);
         sd_event_source_disable_unref(u->host_finish_retry);
