@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 # pylint: disable=wrong-import-position
-from luvtest import progress, project  # noqa: E402
+from luvtest import progress, project, tidy  # noqa: E402
 from luvtest.paths import CACHE, CHECKOUT, TESTS  # noqa: E402
 
 WORK = project.WORK
@@ -213,6 +213,15 @@ def linters(results):
         spdx(results)
 
 
+def clang_tidy(results):
+    if not results.part("lint/clang-tidy/"):
+        return
+    with progress.Step("clang-tidy (a few minutes, if all sources are to be looked at)") as step:
+        for source, said, done, total in tidy.run(lambda s: results.wanted(f"lint/clang-tidy/{s}")):
+            results.add(f"lint/clang-tidy/{source}", "failed" if said else "passed", log=said)
+            step.at(done, total)
+
+
 # -- kernel -----------------------------------------------------------------------------------------------------
 
 def kernels(results, full):
@@ -347,6 +356,7 @@ def main():
 
     if results.part("lint/"):
         guarded("lint", linters, results)
+        guarded("lint/clang-tidy", clang_tidy, results)
     for name in project.BUILDS:
         testing = results.part(f"build/{name}", f"{name}/")
         fuzzing = name == "clang-sanitizers" and results.part("fuzz/")

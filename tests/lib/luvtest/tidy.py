@@ -11,10 +11,11 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
-from . import cache
+from . import cache, progress, project
 from .paths import CACHE, CHECKOUT
 
 CHECKED = ("daemon/", "plugins/", "docs/example-vmm/")
@@ -26,6 +27,22 @@ def digest(path):
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError:
         return None
+
+
+def configure():
+    """A build folder in which nothing is built: it says how each source is compiled."""
+    folder = project.WORK / "build-tidy"
+    setup = ["meson", "setup", "--prefix=/usr", str(folder), str(CHECKOUT)]
+    project.WORK.mkdir(parents=True, exist_ok=True)
+    if not project.stale(folder, setup) and \
+            subprocess.run(["ninja", "-C", str(folder), "build.ninja"], check=False, stdin=subprocess.DEVNULL,
+                           capture_output=True).returncode == 0:
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    progress.run("configuring (clang-tidy)", setup, log=project.WORK / "build-tidy.log",
+                 env={**os.environ, "CC": "clang"})
+    (folder / "luvtest-setup").write_text("\n".join(setup))
+    return folder
 
 
 def sources(build):
@@ -42,12 +59,9 @@ def sources(build):
 def includes(entry):
     """The files of the project that a source is made from: absolute path: digest."""
     # What names an output, or asks for a list of dependencies of its own, is left out.
-    words = shlex.split(entry["command"])
-    command = [words[0]]
-    if command == ["ccache"]:
-        command = []
+    command = []
     skip = False
-    for word in words[1:]:
+    for word in shlex.split(entry["command"]):
         if skip or word in ("-o", "-MF", "-MQ"):
             skip = not skip
         elif word not in ("-c", "-MD"):
@@ -97,12 +111,11 @@ def look(build, source, entry, key):
     return ""
 
 
-def run(build, at=lambda done, total: None):
-    """Looks at all sources of a configured build folder; yields (source, what is said against it)."""
+def run(wanted):
+    """Looks at the sources that are WANTED; yields (source, what is said against it, how far it is, of how many)."""
     key = common()
-    found = sources(build)
+    build = configure()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        running = {pool.submit(look, build, s, e, key): s for s, e in sorted(found.items())}
+        running = {pool.submit(look, build, s, e, key): s for s, e in sorted(sources(build).items()) if wanted(s)}
         for i, future in enumerate(concurrent.futures.as_completed(running)):
-            at(i, len(running))
-            yield running[future], future.result()
+            yield running[future], future.result(), i + 1, len(running)
