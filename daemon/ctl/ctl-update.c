@@ -188,7 +188,8 @@ static ExitCode show_progress(Follower *f, const Progress *p)
 {
         Ctl *c = f->stream.c;
         _cleanup_free_ char *text = ctl_progress_text(p), *state = ctl_clean(p->state), *line = NULL;
-        bool changed = !f->state || !streq(f->state, p->state), says = p->message || p->machine_state;
+        bool changed = !f->state || !streq(f->state, p->state),
+             says = (p->message && !streq(p->message, p->state)) || p->machine_state;
         int r;
 
         if (!text || !state)
