@@ -64,8 +64,8 @@ def parse_arguments(argv):
     p.add_argument("--qemu", action="append", default=[], metavar="ARG", help="one more argument for QEMU")
     p.add_argument("--reboot-ok", action="store_true", help="a cold reboot is not a failure")
     p.add_argument("-o", "--out", metavar="DIR", help="output folder (default: a new one in the cache folder)")
-    p.add_argument("--boot-deadline", type=float, default=180, metavar="S", help="from start to the first script")
-    p.add_argument("--jump-deadline", type=float, default=180, metavar="S",
+    p.add_argument("--boot-deadline", type=float, default=300, metavar="S", help="from start to the first script")
+    p.add_argument("--jump-deadline", type=float, default=300, metavar="S",
                    help="from a script's end to the next boot's script")
     p.add_argument("--script-deadline", type=float, default=300, metavar="S", help="for each script")
     p.add_argument("--keep", action="store_true", help="keep the disks")
