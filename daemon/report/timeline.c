@@ -69,7 +69,7 @@ static uint64_t tsc_khz(uint64_t tsc)
                 return 0;
         }
         /* A short base line measures the cost of clock_gettime() rather than the rate. */
-        if (nsec - first_nsec < 50 * 1000 * 1000 || tsc <= first_tsc)
+        if (nsec - first_nsec < 50000000 || tsc <= first_tsc)
                 return 0;
         return (uint64_t) ((__uint128_t) (tsc - first_tsc) * 1000000 / (nsec - first_nsec));
 }

@@ -227,10 +227,10 @@ static int method_list_devices(sd_varlink *link, sd_json_variant *parameters,
                 for (size_t d = 0; d < m->n_devices; d++)
                         devices[k++] = (DeviceOf) { .machine = m, .device = m->devices + d };
         }
-        if (n > 1)
-                qsort(devices, n, sizeof(DeviceOf), compare_devices);
+        if (k > 1)
+                qsort(devices, k, sizeof(DeviceOf), compare_devices);
         r = sd_json_variant_new_array(&array, NULL, 0);
-        for (size_t i = 0; i < n && r >= 0; i++)
+        for (size_t i = 0; i < k && r >= 0; i++)
                 r = append_device(&array, devices[i].machine, devices[i].device);
         if (r < 0)
                 return r;
@@ -1007,7 +1007,7 @@ static int on_unpark(sd_event_source *source, void *userdata)
         Server *s = userdata;
 
         for (Connection *c = s->connections; c; c = c->next) {
-                sd_json_variant *parameters;
+                _cleanup_(sd_json_variant_unrefp) sd_json_variant *parameters = NULL;
                 int r;
 
                 if (c->caller == CALLER_RESUMED && c->machine && c->machine->state != MACHINE_RESUMING) {

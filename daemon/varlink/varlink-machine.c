@@ -592,29 +592,42 @@ static uint64_t not_later_than_now(uint64_t usec)
         return usec == 0 || usec > now ? now : usec;
 }
 
-static int method_quiesced(sd_varlink *link, sd_json_variant *parameters, sd_varlink_method_flags_t flags,
-                           void *userdata)
+/* Of a call which tells a machine and a time, called FIELD. 0: the call has been answered. */
+static int dispatch_time(Connection *c, sd_json_variant *parameters, sd_varlink_method_flags_t flags,
+                         const char *field, Machine **ret_machine, uint64_t *ret_usec)
 {
-        static const sd_json_dispatch_field table[] = {
+        const sd_json_dispatch_field table[] = {
                 DISPATCH_STRING("machine", TimeParameters, machine, SD_JSON_MANDATORY),
-                { "vcpusStoppedUSec", _SD_JSON_VARIANT_TYPE_INVALID, sd_json_dispatch_uint64,
+                { field, _SD_JSON_VARIANT_TYPE_INVALID, sd_json_dispatch_uint64,
                   offsetof(TimeParameters, usec), SD_JSON_NULLABLE },
                 {},
         };
-        Connection *c = userdata;
         TimeParameters p = {};
-        Machine *m;
         int r;
 
         if (is_oneway(flags))
                 return 0;
-        r = sd_varlink_dispatch(link, parameters, table, &p);
+        r = sd_varlink_dispatch(c->link, parameters, table, &p);
         if (r != 0)
-                return r;
-        r = find_machine(c, p.machine, &m);
+                return MIN(r, 0);
+        r = find_machine(c, p.machine, ret_machine);
+        if (r > 0)
+                *ret_usec = not_later_than_now(p.usec);
+        return r;
+}
+
+static int method_quiesced(sd_varlink *link, sd_json_variant *parameters, sd_varlink_method_flags_t flags,
+                           void *userdata)
+{
+        Connection *c = userdata;
+        uint64_t usec;
+        Machine *m;
+        int r;
+
+        r = dispatch_time(c, parameters, flags, "vcpusStoppedUSec", &m, &usec);
         if (r <= 0)
                 return r;
-        r = luv_update_quiesced(c->server->config.update, m, not_later_than_now(p.usec));
+        r = luv_update_quiesced(c->server->config.update, m, usec);
         if (r == -EPROTO)
                 return error_state(c, m);
         if (r < 0)
@@ -625,26 +638,15 @@ static int method_quiesced(sd_varlink *link, sd_json_variant *parameters, sd_var
 static int method_resumed(sd_varlink *link, sd_json_variant *parameters, sd_varlink_method_flags_t flags,
                           void *userdata)
 {
-        static const sd_json_dispatch_field table[] = {
-                DISPATCH_STRING("machine", TimeParameters, machine, SD_JSON_MANDATORY),
-                { "vcpusRunningUSec", _SD_JSON_VARIANT_TYPE_INVALID, sd_json_dispatch_uint64,
-                  offsetof(TimeParameters, usec), SD_JSON_NULLABLE },
-                {},
-        };
         Connection *c = userdata;
-        TimeParameters p = {};
+        uint64_t usec;
         Machine *m;
         int r;
 
-        if (is_oneway(flags))
-                return 0;
-        r = sd_varlink_dispatch(link, parameters, table, &p);
-        if (r != 0)
-                return r;
-        r = find_machine(c, p.machine, &m);
+        r = dispatch_time(c, parameters, flags, "vcpusRunningUSec", &m, &usec);
         if (r <= 0)
                 return r;
-        r = luv_update_resumed(c->server->config.update, m, not_later_than_now(p.usec));
+        r = luv_update_resumed(c->server->config.update, m, usec);
         if (r == -EPROTO)
                 return error_state(c, m);
         if (r < 0)

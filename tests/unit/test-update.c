@@ -158,8 +158,8 @@ static void bench_free(Bench *b)
 {
         char *command = luv_strf("rm -r %s", b->folder);
 
+        b->update = luv_update_free(b->update);
         luv_machine_registry_free(b->machines);
-        luv_update_free(b->update);
         luv_luo_unref(b->luo);
         luv_fd_store_free(b->store);
         /* Answers that are under way own themselves. */
