@@ -544,14 +544,13 @@ static int host_interrupts(struct luvfio_device *d, luvfio_interrupt_fn fn, void
 
 _printf_(3, 4) static int host_set_reason(struct luvfio_device *d, int error, const char *format, ...)
 {
-        char *reason = NULL;
         va_list ap;
-        int n;
+        char *reason;
 
         va_start(ap, format);
-        n = vasprintf(&reason, format, ap);
+        reason = luv_strfv(format, ap);
         va_end(ap);
-        if (n >= 0) {
+        if (reason) {
                 clean_text(reason);
                 free(d->reason);
                 d->reason = reason;
@@ -564,7 +563,6 @@ _printf_(5, 6) static int host_add_finding(struct luvfio_device *d, enum luvfio_
 {
         HostFinding *findings, finding = { .severity = severity };
         va_list ap;
-        int n;
 
         if (!id || !format || severity < LUVFIO_NOTE || severity > LUVFIO_BLOCKER)
                 return -EINVAL;
@@ -576,9 +574,9 @@ _printf_(5, 6) static int host_add_finding(struct luvfio_device *d, enum luvfio_
         d->findings = findings;
 
         va_start(ap, format);
-        n = vasprintf(&finding.message, format, ap);
+        finding.message = luv_strfv(format, ap);
         va_end(ap);
-        if (n < 0)
+        if (!finding.message)
                 return -ENOMEM;
         finding.id = strdup(id);
         finding.remedy = remedy ? strdup(remedy) : NULL;
@@ -602,15 +600,12 @@ _printf_(3, 4) static void host_log(const struct luvfio_device *d, enum luvfio_l
         const LogFields fields = { .plugin = d->options->plugin, .device = d->address };
         _cleanup_free_ char *message = NULL;
         va_list ap;
-        int n;
 
         va_start(ap, format);
-        n = vasprintf(&message, format, ap);
+        message = luv_strfv(format, ap);
         va_end(ap);
-        if (n < 0) {
-                message = NULL;
+        if (!message)
                 return;
-        }
         clean_text(message);
         luv_log_struct((int) level, &fields, "%s: %s: %s", d->options->plugin, d->address, message);
 }

@@ -195,8 +195,7 @@ _printf_(3, 4) static void fail(PluginCall *c, int error, const char *format, ..
                 return;
         c->error = error;
         va_start(ap, format);
-        if (vasprintf(&c->reason, format, ap) < 0)
-                c->reason = NULL;
+        c->reason = luv_strfv(format, ap);
         va_end(ap);
 }
 

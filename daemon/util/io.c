@@ -7,6 +7,8 @@
 #include "util/io.h"
 #include "util/string-util.h"
 
+#define LINE_FILE_MAX ((size_t) 64 * 1024)
+
 int luv_read_fd(int fd, size_t max, char **ret, size_t *ret_size)
 {
         _cleanup_free_ char *data = NULL;
@@ -61,7 +63,7 @@ int luv_read_line_file(int dir_fd, const char *path, char **ret)
         char *s;
         int r;
 
-        r = luv_read_file(dir_fd, path, 64 * 1024, &s, &size);
+        r = luv_read_file(dir_fd, path, LINE_FILE_MAX, &s, &size);
         if (r < 0)
                 return r;
         if (size > 0 && s[size - 1] == '\n')

@@ -135,7 +135,7 @@ int luv_json_get(struct json_object *o, const char *where, const char *key, enum
 int luv_json_get_string(struct json_object *o, const char *where, const char *key, bool nullable, char **ret,
                         char **ret_reason)
 {
-        struct json_object *v;
+        struct json_object *v = NULL;
         const char *s;
         char *copy = NULL;
         int r;
@@ -159,7 +159,7 @@ int luv_json_get_string(struct json_object *o, const char *where, const char *ke
 int luv_json_get_u64(struct json_object *o, const char *where, const char *key, bool nullable, uint64_t *ret,
                      char **ret_reason)
 {
-        struct json_object *v;
+        struct json_object *v = NULL;
         int r;
 
         r = get(o, where, key, json_type_int, nullable, &v, ret_reason);
@@ -175,7 +175,7 @@ int luv_json_get_u64(struct json_object *o, const char *where, const char *key, 
 int luv_json_get_bool(struct json_object *o, const char *where, const char *key, bool nullable, bool *ret,
                       char **ret_reason)
 {
-        struct json_object *v;
+        struct json_object *v = NULL;
         int r;
 
         r = get(o, where, key, json_type_boolean, nullable, &v, ret_reason);

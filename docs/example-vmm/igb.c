@@ -206,7 +206,7 @@ static int igb_round(Device *d, uint64_t round)
         memcpy(igb->sent + 6, "\x02luvfi\x88\xb5", 8);
         memcpy(igb->sent + 14, &round, sizeof(round));
         for (unsigned i = 14 + sizeof(round); i < FRAME; i++)
-                igb->sent[i] = (uint8_t) (i * 7 + round);
+                igb->sent[i] = (uint8_t) ((uint64_t) i * 7 + round);
         memset(igb->received, 0, sizeof(igb->received));
 
         *rx = (Descriptor) { .address = iova_of(d, igb->received) };

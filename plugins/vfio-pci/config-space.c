@@ -54,9 +54,12 @@ int config_read16(const struct luvfio_host *host, struct luvfio_device *device, 
         int r;
 
         r = host->config_read(device, offset, b, sizeof(b));
-        if (r < 0)
-                return host->set_reason(device, r, "its configuration space cannot be read at 0x%x: %s",
+        if (r < 0) {
+                /* What the caller does with *RET must not hang on what a callback returns. */
+                (void) host->set_reason(device, r, "its configuration space cannot be read at 0x%x: %s",
                                         offset, strerror(-r));
+                return r;
+        }
         *ret = get16(b);
         return 0;
 }
