@@ -11,6 +11,9 @@
 #include "util/log.h"
 #include "util/string-util.h"
 
+/* A machine that was registered by a process that had no more to do: somebody else speaks for it soon. */
+#define GRACE_USEC (60 * USEC_PER_SEC)
+
 static const char *const luv_machine_state_table[_MACHINE_STATE_MAX] = {
         [MACHINE_RUNNING] = "running",   [MACHINE_PREPARING] = "preparing",
         [MACHINE_PREPARED] = "prepared", [MACHINE_QUIESCING] = "quiescing",
@@ -55,6 +58,7 @@ static Machine *machine_free(Machine *m)
                 device_done(m->devices + --m->n_devices);
         free(m->devices);
         sd_event_source_disable_unref(m->exit_source);
+        sd_event_source_disable_unref(m->grace_source);
         luv_luo_session_unref(m->session);
         free(m->session_name);
         luv_machine_owner_done(&m->owner);
@@ -80,12 +84,31 @@ static int on_process_exit(sd_event_source *s, int fd, uint32_t revents, void *u
         return 0;
 }
 
+static int on_grace_over(sd_event_source *s, uint64_t usec, void *userdata)
+{
+        Machine *m = userdata;
+
+        m->grace_source = sd_event_source_disable_unref(m->grace_source);
+        if (m->registry->callbacks.exited)
+                m->registry->callbacks.exited(m, m->registry->userdata);
+        return 0;
+}
+
+int luv_machine_grant_grace(Machine *m)
+{
+        if (!m->registry->event || m->grace_source)
+                return 0;
+        return sd_event_add_time_relative(m->registry->event, &m->grace_source, CLOCK_BOOTTIME, GRACE_USEC,
+                                          0, on_grace_over, m);
+}
+
 static int watch_exit(Machine *m)
 {
         int r;
 
         m->exit_source = sd_event_source_disable_unref(m->exit_source);
-        m->exited = false;
+        m->grace_source = sd_event_source_disable_unref(m->grace_source);
+        m->exited = m->served = m->graced = false;
         if (!m->registry->event || m->owner.pidfd < 0)
                 return 0;
         r = sd_event_add_io(m->registry->event, &m->exit_source, m->owner.pidfd, EPOLLIN, on_process_exit,

@@ -96,8 +96,11 @@ struct Machine {
         size_t n_devices;
 
         bool attached; /* somebody watches */
+        bool served;   /* the process that registered it watches, or did: it is the VMM itself */
         bool exited;   /* the owner's process is gone */
+        bool graced;   /* and had its grace */
         sd_event_source *exit_source;
+        sd_event_source *grace_source;
 
         LuoSession *session; /* outgoing before the jump, incoming after it */
         char *session_name;
@@ -117,7 +120,7 @@ typedef struct MachineQuota {
 
 typedef struct MachineCallbacks {
         void (*state_changed)(Machine *m, MachineState old, void *userdata);
-        /* The owner's process ended; the registry itself does nothing about it. */
+        /* The owner's process ended, or its grace did; the registry itself does nothing about it. */
         void (*exited)(Machine *m, void *userdata);
         /* Before it is freed. */
         void (*forgotten)(Machine *m, void *userdata);
@@ -157,6 +160,8 @@ bool luv_machine_is_owner(const Machine *m, const MachineOwner *peer, bool simul
 bool luv_machine_is_secret(const Machine *m, const char *secret);
 /* Whether the VMM that registered it lives. */
 bool luv_machine_is_alive(const Machine *m);
+/* exited() is called again after a while. */
+int luv_machine_grant_grace(Machine *m);
 
 MachineFd *luv_machine_find_fd(Machine *m, const char *name);
 /* Whoever holds the same file, of any machine; NULL. */

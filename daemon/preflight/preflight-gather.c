@@ -134,7 +134,7 @@ static int gather_machine(Preflight *p, Machine *m, const char *own_cgroup)
         *x = (PreflightMachine) {
                 .state = m->state,
                 .attached = m->attached,
-                .alive = luv_machine_is_alive(m),
+                .alive = luv_machine_is_alive(m) || m->attached,
                 .n_fds = m->n_fds,
                 .headroom = UINT64_MAX,
                 .survives = -1,

@@ -847,6 +847,11 @@ void luv_update_detached(Update *u, Machine *m)
 {
         UpdateMachine *um = m->update;
 
+        if (m->exited && m->state == MACHINE_RUNNING) {
+                m->graced = false;
+                luv_update_machine_exited(u, m);
+                return;
+        }
         /* Such a VMM lets its vCPUs run by itself: it cannot know what became of the update. */
         if (in_barrier(um) && (m->state == MACHINE_QUIESCING || m->state == MACHINE_QUIESCED))
                 luv_update_fail(u, um, "the VMM of machine %s closed its connection before it had committed",
@@ -865,10 +870,31 @@ void luv_update_held(Update *u, Machine *m, MachineFd *f)
         }
 }
 
+/*
+ * The process that registered it ended without ever having watched, as a script would: it was no VMM, and
+ * whoever is may come within a while. A VMM's end is the end of its machine, and at once: its memory is
+ * wanted.
+ */
+static bool may_be_taken_up(Machine *m)
+{
+        int r;
+
+        if (m->served || m->graced)
+                return false;
+        m->graced = true;
+        r = luv_machine_grant_grace(m);
+        if (r < 0)
+                luv_log_error(r, "Machine %s gets no grace", m->name);
+        return r >= 0;
+}
+
 void luv_update_machine_exited(Update *u, Machine *m)
 {
         UpdateMachine *um = m->update;
 
+        /* Another process speaks for it. */
+        if (m->attached)
+                return;
         switch (m->state) {
         case MACHINE_RESTORING:
         case MACHINE_RESUMING:
@@ -876,6 +902,9 @@ void luv_update_machine_exited(Update *u, Machine *m)
                 /* Its manager may start it again; there is a deadline for that. */
                 return;
         case MACHINE_RUNNING:
+                if (may_be_taken_up(m))
+                        return;
+                break;
         case MACHINE_ABORTING:
                 break;
         default:

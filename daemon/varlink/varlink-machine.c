@@ -353,6 +353,26 @@ static void stop_watching(Connection *c)
         m->attached = false;
 }
 
+/* Whoever watches a machine whose process is gone is the one to look at from now on. */
+static int take_up(Connection *c, Machine *m)
+{
+        _cleanup_(luv_machine_owner_done) MachineOwner owner = { .pidfd = -EBADF };
+        int r;
+
+        if (m->state == MACHINE_RESTORING)
+                return 0;
+        if (c->peer.pid == m->owner.pid && luv_machine_is_alive(m)) {
+                m->served = true;
+                return 0;
+        }
+        if (luv_machine_is_alive(m))
+                return 0;
+        r = copy_peer(c, &owner);
+        if (r < 0)
+                return r;
+        return luv_machine_set_owner(m, &owner);
+}
+
 typedef struct WatchParameters {
         const char *name, *secret;
 } WatchParameters;
@@ -384,6 +404,9 @@ static int method_watch(sd_varlink *link, sd_json_variant *parameters, sd_varlin
         }
         r = find_machine(c, p.name, &m);
         if (r <= 0)
+                return r;
+        r = take_up(c, m);
+        if (r < 0)
                 return r;
         old = m->watcher;
         if (old) {
