@@ -199,14 +199,19 @@ static size_t bucket_of(const FdIdentity *i)
         return (h >> 32) % FILE_BUCKETS;
 }
 
-static bool same_file(const FdIdentity *a, const FdIdentity *b)
+static bool same_file(const MachineFd *f, const FdIdentity *b, int fd)
 {
+        const FdIdentity *a = &f->identity;
+
         if (a->kind != b->kind)
                 return false;
         /* A device has one owner, however often it was opened. */
         if (a->kind == FD_KIND_VFIO && a->device[0] && streq(a->device, b->device))
                 return true;
-        return a->dev == b->dev && a->ino == b->ino;
+        if (a->dev != b->dev || a->ino != b->ino)
+                return false;
+        /* Each machine opens the one /dev/iommu, and what it gets is its own. */
+        return a->kind != FD_KIND_IOMMUFD || luv_fd_same(f->fd, fd) > 0;
 }
 
 /* Devices are filed by address, so that two open files of one device meet. */
@@ -241,10 +246,10 @@ void luv_registry_unindex(MachineRegistry *r, MachineFd *f)
                 }
 }
 
-MachineFd *luv_machine_registry_find_file(MachineRegistry *r, const FdIdentity *identity)
+MachineFd *luv_machine_registry_find_file(MachineRegistry *r, const FdIdentity *identity, int fd)
 {
         for (MachineFd *f = r->files[bucket_for(identity)]; f; f = f->next_same_hash)
-                if (same_file(&f->identity, identity))
+                if (same_file(f, identity, fd))
                         return f;
         return NULL;
 }

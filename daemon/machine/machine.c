@@ -390,7 +390,7 @@ int luv_machine_hold(Machine *m, const char *name, FdKind kind, FdOutcome outcom
         int r;
 
         old = luv_machine_find_fd(m, name);
-        other = luv_machine_registry_find_file(m->registry, identity);
+        other = luv_machine_registry_find_file(m->registry, identity, *fd);
         if (other && other != old) {
                 *ret_other = other;
                 return -EEXIST;

@@ -164,8 +164,8 @@ bool luv_machine_is_alive(const Machine *m);
 int luv_machine_grant_grace(Machine *m);
 
 MachineFd *luv_machine_find_fd(Machine *m, const char *name);
-/* Whoever holds the same file, of any machine; NULL. */
-MachineFd *luv_machine_registry_find_file(MachineRegistry *r, const FdIdentity *identity);
+/* Whoever holds the same file as FD, which has that identity; of any machine; NULL. */
+MachineFd *luv_machine_registry_find_file(MachineRegistry *r, const FdIdentity *identity, int fd);
 /*
  * Holds FD (taken on success) under NAME, or replaces what is held there. -EDQUOT: *ret_what and *ret_limit
  * say what there is too much of. -EBUSY: NAME is in a session by now and is another file. -EEXIST:

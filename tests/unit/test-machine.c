@@ -137,15 +137,25 @@ START_TEST(one_file_once)
 {
         MachineRegistry *r = registry(NULL);
         Machine *a = machine(r, "a", 0, NULL), *b = machine(r, "b", 0, NULL);
-        MachineFd *ram = hold(a, "ram", FD_KIND_MEMFD, 7, 4096, NULL), *other = NULL, *device;
+        MachineFd *ram = hold(a, "ram", FD_KIND_MEMFD, 7, 4096, NULL), *other = NULL, *device, *iommu;
         const char *what;
+        uint64_t limit;
+        int fd;
 
         ck_assert_int_eq(refused(a, "again", FD_KIND_MEMFD, 7, 4096, NULL, &other, &what), -EEXIST);
         ck_assert_ptr_eq(other, ram);
         ck_assert_int_eq(refused(b, "stolen", FD_KIND_MEMFD, 7, 4096, NULL, &other, &what), -EEXIST);
         ck_assert_ptr_eq(other, ram);
         /* Another kind has numbers of its own. */
-        hold(b, "iommu", FD_KIND_IOMMUFD, 7, 0, NULL);
+        iommu = hold(b, "iommu", FD_KIND_IOMMUFD, 7, 0, NULL);
+        /* All iommufds have one inode: another open is another, a duplicate is not. */
+        hold(a, "iommu", FD_KIND_IOMMUFD, 7, 0, NULL);
+        fd = dup(iommu->fd);
+        ck_assert_int_eq(luv_machine_hold(a, "dup", FD_KIND_IOMMUFD, FD_OUTCOME_REBUILT, &iommu->identity,
+                                          &fd, &device, &other, &what, &limit),
+                         -EEXIST);
+        ck_assert_ptr_eq(other, iommu);
+        close(fd);
         /* A device is the same however often it is opened. */
         device = hold(a, "dev", FD_KIND_VFIO, 8, 0, "0000:00:04.0");
         ck_assert_int_eq(refused(b, "dev", FD_KIND_VFIO, 9, 0, "0000:00:04.0", &other, &what), -EEXIST);
@@ -300,7 +310,7 @@ START_TEST(from_a_record)
         later = machine(r, "later", 0, NULL);
         ck_assert_uint_gt(later->serial, 7);
         luv_machine_set_retrieved(m, m->fds[0], &identity, memfd_create("x", MFD_CLOEXEC));
-        ck_assert_ptr_eq(luv_machine_registry_find_file(r, &identity), m->fds[0]);
+        ck_assert_ptr_eq(luv_machine_registry_find_file(r, &identity, m->fds[0]->fd), m->fds[0]);
         ck_assert_uint_eq(luv_machine_memory(m), 8192);
         luv_machine_owner_done(&peer);
         luv_machine_registry_free(r);
