@@ -22,14 +22,13 @@ from luvtest import progress, project  # noqa: E402
 from luvtest.paths import CACHE, TESTS  # noqa: E402
 
 LIB = TESTS / "lib"
-SUITE = os.environ.get("LUVFIOD_BENCH_SUITE", "forky")
 AIM_BLACKOUT = 1.3
 AIM_SHARE = 0.05
 AIM_MEMORY = 10 << 20
 
 
 def host(out, arguments, scripts):
-    rc = subprocess.run([TESTS / "host/host", "--image", "full", "--suite", SUITE, "--trace", "pci_cfg_write", "--out", out,
+    rc = subprocess.run([TESTS / "host/host", "--image", "full", "--trace", "pci_cfg_write", "--out", out,
                          "--jump-deadline", "300", "--quiet", *arguments, *scripts], check=False).returncode
     if rc:
         raise progress.Failed(f"the test host ended with exit code {rc}; see {out}")
