@@ -69,6 +69,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         case 'C':
                 command_line(data + 1, size - 1);
                 break;
+        default:
+                break;
         }
         return 0;
 }

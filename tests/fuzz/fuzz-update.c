@@ -39,21 +39,21 @@ static void put(uint8_t *p, uint64_t v, size_t n)
 /* The least that passes for a kernel which can take over from the simulated one. */
 static int kernel(void)
 {
-        static const char abi[] = "simulated luvfio-v1 rw\n";
+        static const char abi[] = "simulated luvfio-v1 rw\n", release[] = "7.3.4-fuzz (a@b)";
         uint8_t image[5 * 512 + 256] = {};
 
         image[0x1f1] = 4;
         put(image + 0x1f4, 256 / 16, 4);
         put(image + 0x1fe, 0xaa55, 2);
-        memcpy(image + 0x202, "HdrS", 4);
+        put(image + 0x202, 0x53726448, 4); /* "HdrS" */
         put(image + 0x206, 0x20f, 2);
         put(image + 0x20e, 0x200, 2);
         put(image + 0x236, 1, 2);
-        memcpy(image + 0x400, "7.3.4-fuzz (a@b)", 17);
+        memcpy(image + 0x400, release, sizeof(release));
         memcpy(image + 2560, "LUVFIO-LUO-ABI\0", 16);
         put(image + 2576, sizeof(abi) - 1, 4);
         put(image + 2580, luv_crc32c(abi, sizeof(abi) - 1), 4);
-        memcpy(image + 2584, abi, sizeof(abi) - 1);
+        memcpy(image + 2584, abi, sizeof(abi));
         return fuzz_memfd(image, sizeof(image));
 }
 
@@ -268,7 +268,7 @@ static void step(World *w, uint8_t byte)
         case 14:
                 loop(w, 1, 0);
                 break;
-        case 15:
+        default:
                 loop(w, 50, 0);
                 break;
         }
