@@ -480,6 +480,18 @@ void luv_machine_set_retrieved(Machine *m, MachineFd *f, const FdIdentity *ident
         luv_registry_index(m->registry, f);
 }
 
+void luv_machine_release_devices(Machine *m)
+{
+        for (size_t i = 0; i < m->n_fds; i++) {
+                MachineFd *f = m->fds[i];
+
+                if (f->kind != FD_KIND_VFIO || f->fd < 0)
+                        continue;
+                luv_registry_unindex(m->registry, f);
+                f->fd = safe_close(f->fd);
+        }
+}
+
 static int add_recorded_fd(Machine *m, const FdRecord *record)
 {
         _cleanup_(fd_freep) MachineFd *f = calloc(1, sizeof(MachineFd));

@@ -177,6 +177,11 @@ int luv_machine_hold(Machine *m, const char *name, FdKind kind, FdOutcome outcom
 void luv_machine_drop_fd(Machine *m, MachineFd *f);
 /* FD came back from the incoming session and is the machine's now. */
 void luv_machine_set_retrieved(Machine *m, MachineFd *f, const FdIdentity *identity, int fd);
+/*
+ * The VMM that retrieved M's devices is gone: the kernel gives a device out unbound again, as the next VMM
+ * needs it, once nobody else has it open.
+ */
+void luv_machine_release_devices(Machine *m);
 uint64_t luv_machine_memory(const Machine *m);
 
 MachineDevice *luv_machine_find_device(Machine *m, const char *address);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 #include <cpuid.h>
+#include <fcntl.h>
 #include <time.h>
 
 #include "report/timeline.h"
@@ -39,11 +40,18 @@ static uint64_t read_tsc(void)
         return (uint64_t) high << 32 | low;
 }
 
+/* Says the processor, or the kernel, which keeps time by it only if it trusts it (tsc=reliable). */
 static bool tsc_is_invariant(void)
 {
+        _cleanup_free_ char *source = NULL;
         uint32_t a, b, c, d;
 
-        return __get_cpuid(0x80000007, &a, &b, &c, &d) && (d & (1u << 8));
+        if (__get_cpuid(0x80000007, &a, &b, &c, &d) && (d & (1u << 8)))
+                return true;
+        return luv_read_line_file(AT_FDCWD,
+                                  "/sys/devices/system/clocksource/clocksource0/current_clocksource",
+                                  &source) >= 0 &&
+               streq(source, "tsc");
 }
 
 /*

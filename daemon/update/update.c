@@ -847,7 +847,7 @@ void luv_update_detached(Update *u, Machine *m)
 {
         UpdateMachine *um = m->update;
 
-        if (m->exited && m->state == MACHINE_RUNNING) {
+        if (m->exited && (m->state == MACHINE_RUNNING || m->state == MACHINE_RESUMING)) {
                 m->graced = false;
                 luv_update_machine_exited(u, m);
                 return;
@@ -900,6 +900,8 @@ void luv_update_machine_exited(Update *u, Machine *m)
         case MACHINE_RESUMING:
         case MACHINE_STRANDED:
                 /* Its manager may start it again; there is a deadline for that. */
+                if (m->session)
+                        luv_machine_release_devices(m);
                 return;
         case MACHINE_RUNNING:
                 if (may_be_taken_up(m))
