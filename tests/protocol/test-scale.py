@@ -83,7 +83,8 @@ def start_herd(d, n):
 @test
 def memory():
     """luvfiod with 100 machines of 8 fds takes less than 10 MiB"""
-    with Daemon() as d:
+    # meson test has the C library fill what it gives out, which makes memory real that nothing has ever touched.
+    with Daemon(environment={"MALLOC_PERTURB_": "0"}) as d:
         if os.environ.get("LUVFIOD_SANITIZED") == "1":
             raise tap.Skip("memory means nothing in a build with sanitizers")
         pid = start_herd(d, 100)
