@@ -37,10 +37,12 @@ void luv_check_machines(const PreflightFacts *f, Findings *r)
                                     m->reason ? m->reason : "its VMM has not answered");
                 }
                 if (m->n_memfds == 0) {
-                        s.remedy = "The VMM has to hand its memory over: see the guide for VMM authors.";
-                        luv_warning(r, "machine-no-memory", &s,
-                                    "Nothing of the memory of machine %s was handed over: it would be lost",
-                                    m->name);
+                        /* As after a restart of luvfiod under a VMM that does not notice. */
+                        s.remedy = "The VMM has to hand its memory over, after a restart of luvfiod again: "
+                                   "see the guide "
+                                   "for VMM authors.";
+                        luv_blocker(r, "machine-no-memory", &s,
+                                    "luvfiod holds no memory of machine %s: it would be lost", m->name);
                 }
                 if (m->shares_control_group && !f->simulated) {
                         s.remedy = "Run the VMM in a unit of its own.";
