@@ -43,7 +43,7 @@ def note(text):
 
 def main():
     faulthandler.enable()
-    faulthandler.dump_traceback_later(int(os.environ.get("LUVFIOD_TEST_TIMEOUT", "170")), exit=True)
+    faulthandler.dump_traceback_later(int(os.environ.get("LUVFIOD_TEST_TIMEOUT", "400")), exit=True)
     wanted = sys.argv[1:]
     chosen = [t for t in _tests if not wanted or any(w in t[0] or w in t[1].__name__ for w in wanted)]
     failed = 0

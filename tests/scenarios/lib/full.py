@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""For scenarios in the full image with VMMs that misbehave: what is compiled for them, and the witness's trace."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "lib"))
+from luvtest import scenario  # noqa: E402 pylint: disable=wrong-import-position
+
+UNIT = """\
+# SPDX-License-Identifier: LGPL-2.1-or-later
+[Unit]
+Description=VMM %i that misbehaves
+DefaultDependencies=no
+Wants=luvfiod-machine.socket
+After=luvfiod-machine.socket
+SurviveFinalKillSignal=yes
+
+[Service]
+EnvironmentFile=/etc/rogue/%i.env
+ExecStart=/usr/lib/rogue/rogue-vmm %i $ARGS
+StandardOutput=append:/var/log/rogue-%i.log
+StandardError=inherit
+LimitMEMLOCK=infinity
+
+[Install]
+WantedBy=luvfiod-drain.target sysinit.target
+"""
+
+
+def overlay():
+    """A tree with the VMM and its unit, beside what meson installs."""
+    tree = Path(os.environ["LUV_RUN"]) / "rogue-tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    (tree / "usr/lib/rogue").mkdir(parents=True)
+    (tree / "usr/lib/systemd/system").mkdir(parents=True)
+    installed = Path(scenario.TREE)
+    library = next(installed.glob("usr/lib/**/libluvfio.so")).parent
+    compile_c("rogue-vmm.c", tree / "usr/lib/rogue/rogue-vmm", f"-I{installed}/usr/include", f"-L{library}",
+              "-lluvfio", "-lsystemd", "-pthread")
+    shutil.copy(HERE / "guest.sh", tree / "usr/lib/rogue/guest.sh")
+    (tree / "usr/lib/systemd/system/rogue@.service").write_text(UNIT)
+    return tree
+
+
+def compile_c(source, to, *options):
+    subprocess.run(["gcc", "-std=gnu17", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter",
+                    "-Werror", "-o", to, HERE / source, *options], check=True)
+
+
+def run(name, *arguments, scripts, **parameters):
+    """A run of the test host's full image with the project and the rogue VMM; each script is shell text."""
+    texts = ["sh:. /usr/lib/rogue/guest.sh\n" + s + "\nexit 0" for s in scripts]
+    return scenario.host(name, "--quiet", "--image", "full", "--overlay", scenario.TREE, "--overlay", overlay(),
+                         *arguments, *texts, **parameters)
+
+
+def report(result, stages, prefix=""):
+    """Every check inside, and the run itself."""
+    for number, stage in enumerate(stages):
+        found = scenario.subtests(f"{prefix}{stage}", result.output(stage))
+        scenario.ok(found > 0, f"{prefix}{stage} ran",
+                    result.why() if number == 0 or result.output(stages[number - 1]) else "")
+    scenario.ok(result.ok, f"{prefix}the run", result.why())
+    if not result.ok or "not ok" in "".join(result.output(s) for s in stages):
+        for stage in stages:
+            for line in result.output(stage).splitlines():
+                print(f"#   {stage}| {line}")
+
+
+def between(trace, first, second):
+    """The trace from mark FIRST to mark SECOND."""
+    text = "\n".join(trace)
+    mark = r"^[^\n]*pci-testdev \S+ @0xc <- 0x{:x}$"
+    m = re.search(mark.format(first) + "(.*?)" + mark.format(second), text, re.M | re.S)
+    return m[1].splitlines() if m else None
+
+
+# Offset of the PCI Express device control register in QEMU's devices.
+DEVICE_CONTROL = {"igb": 0xA8, "nvme": 0x88}
+FUNCTION_LEVEL_RESET = 1 << 15
+
+
+def resets(lines):
+    """The lines that reset an igb or an NVMe: by function level reset, by its bus, or by its own register."""
+    found = []
+    for line in lines:
+        m = re.search(r"pci_cfg_write (igb|nvme)\S* \S+ @0x([0-9a-f]+) <- 0x([0-9a-f]+)", line)
+        if m:
+            if int(m[2], 16) == DEVICE_CONTROL[m[1]] and int(m[3], 16) & FUNCTION_LEVEL_RESET:
+                found.append(line)
+        elif re.search(r"resettable_\S+ .*\((igb|nvme)\)|pci_nvme_pci_reset|igb_core_vf_reset", line):
+            found.append(line)
+    return found
