@@ -199,7 +199,7 @@ void device_close(Device *d)
         d->fd = safe_close(d->fd);
 }
 
-int device_interrupts_on(Device *d, unsigned type, unsigned pending)
+int device_interrupts_on(Device *d, int type, unsigned pending)
 {
         union {
                 struct vfio_irq_set set;
@@ -208,37 +208,41 @@ int device_interrupts_on(Device *d, unsigned type, unsigned pending)
                 .set = {
                         .argsz = sizeof(u),
                         .flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
-                        .index = type,
+                        .index = (unsigned) type,
                         .count = 1,
                 },
         };
+        int r;
 
+        r = device_interrupts_off(d);
+        if (r < 0)
+                return r;
         safe_close(d->irq_fd);
         d->irq_fd = eventfd(pending, EFD_CLOEXEC | EFD_NONBLOCK);
         if (d->irq_fd < 0)
                 return log_error(negative_errno(), "device %s: eventfd: %m", d->bdf);
-        if (d->driver == &simulated_driver)
-                return 0;
         memcpy(u.set.data, &d->irq_fd, sizeof(int));
-        if (ioctl(d->fd, VFIO_DEVICE_SET_IRQS, &u.set) < 0)
-                return log_error(negative_errno(), "device %s: VFIO_DEVICE_SET_IRQS, type %u, on: %m",
+        if (d->driver != &simulated_driver && ioctl(d->fd, VFIO_DEVICE_SET_IRQS, &u.set) < 0)
+                return log_error(negative_errno(), "device %s: VFIO_DEVICE_SET_IRQS, type %i, on: %m",
                                  d->bdf, type);
+        d->irq_type = type;
         return 0;
 }
 
-int device_interrupts_off(Device *d, unsigned type)
+int device_interrupts_off(Device *d)
 {
         struct vfio_irq_set set = {
                 .argsz = sizeof(set),
                 .flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER,
-                .index = type,
+                .index = (unsigned) d->irq_type,
         };
 
-        if (d->driver == &simulated_driver)
+        if (d->irq_type < 0)
                 return 0;
-        if (ioctl(d->fd, VFIO_DEVICE_SET_IRQS, &set) < 0)
-                return log_error(negative_errno(), "device %s: VFIO_DEVICE_SET_IRQS, type %u, off: %m",
-                                 d->bdf, type);
+        if (d->driver != &simulated_driver && ioctl(d->fd, VFIO_DEVICE_SET_IRQS, &set) < 0)
+                return log_error(negative_errno(), "device %s: VFIO_DEVICE_SET_IRQS, type %i, off: %m",
+                                 d->bdf, d->irq_type);
+        d->irq_type = -1;
         return 0;
 }
 

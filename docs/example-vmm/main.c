@@ -156,9 +156,9 @@ static int machine_stop(Vmm *v)
 
                 r = d->driver->stop(d);
                 if (r >= 0)
-                        r = device_interrupts_off(d, VFIO_PCI_MSIX_IRQ_INDEX);
+                        r = device_interrupts_off(d);
                 if (r >= 0 && keep_type(v) >= 0)
-                        r = device_interrupts_on(d, (unsigned) keep_type(v), 0);
+                        r = device_interrupts_on(d, keep_type(v), 0);
         }
         return r;
 }
@@ -172,10 +172,7 @@ static int machine_continue(Vmm *v)
         for (size_t i = 0; r >= 0 && i < v->guest.n_devices; i++) {
                 Device *d = &v->devices[i];
 
-                if (keep_type(v) >= 0)
-                        r = device_interrupts_off(d, (unsigned) keep_type(v));
-                if (r >= 0)
-                        r = device_interrupts_on(d, VFIO_PCI_MSIX_IRQ_INDEX, 1);
+                r = device_interrupts_on(d, VFIO_PCI_MSIX_IRQ_INDEX, 1);
                 if (r >= 0)
                         r = d->driver->restart(d);
         }
@@ -426,6 +423,7 @@ static void on_quiesce(struct luvfio *l, const struct luvfio_event *event, void 
                 _exit(EXIT_FAILURE);
         if (v->misbehave == MISBEHAVE_NEVER_QUIESCE)
                 return;
+        v->quiesced = (State) {};
 
         /* Not answered if it does not work: luvfiod gives the update up at its deadline, and `abort` comes.
          */
@@ -738,8 +736,10 @@ int main(int argc, char **argv)
 
         v.guest = (Guest) { .ram_fd = -EBADF, .kick_fd = -EBADF, .fail_fd = -EBADF, .round_fd = -EBADF };
         v.guest.devices = v.devices;
-        for (size_t i = 0; i < DEVICES_MAX; i++)
+        for (size_t i = 0; i < DEVICES_MAX; i++) {
                 v.devices[i].fd = v.devices[i].irq_fd = -EBADF;
+                v.devices[i].irq_type = -1;
+        }
 
         while (r >= 0 && (c = getopt_long(argc, argv, "h", options, NULL)) >= 0)
                 switch (c) {

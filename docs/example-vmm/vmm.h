@@ -71,6 +71,7 @@ struct Device {
         const Driver *driver;
         int fd;
         int irq_fd;
+        int irq_type; /* that is on, or -1 */
         void *bar;
         size_t bar_size;
         uint64_t config_offset;
@@ -93,9 +94,10 @@ int device_setup(Device *d);
 int device_reset(Device *d);
 void device_close(Device *d);
 int device_bus_master(Device *d);
-/* Type is one of VFIO_PCI_{INTX,MSI,MSIX}_IRQ_INDEX. A new eventfd starts at `pending`. */
-int device_interrupts_on(Device *d, unsigned type, unsigned pending);
-int device_interrupts_off(Device *d, unsigned type);
+/* Type is one of VFIO_PCI_{INTX,MSI,MSIX}_IRQ_INDEX, the only one that is on then. The new eventfd starts at
+ * `pending`. */
+int device_interrupts_on(Device *d, int type, unsigned pending);
+int device_interrupts_off(Device *d);
 /* Forgets interrupts so far. */
 void device_interrupt_drain(Device *d);
 /* Waits until done() says so, looking after every interrupt. -ETIMEDOUT: not done; -ENOMSG: done, but no
