@@ -31,6 +31,46 @@ static int open_folder(MachineRegistry *r)
         return fd < 0 ? negative_errno() : fd;
 }
 
+/* What has to be there again before the machine can go over a jump: its own files and what is missing
+ * already. */
+static int add_files(struct json_object *o, const Machine *m)
+{
+        _cleanup_json_ struct json_object *array = json_object_new_array();
+
+        if (!array)
+                return -ENOMEM;
+        for (size_t i = 0; i < m->n_fds + luv_strv_length(m->missing); i++) {
+                const char *name = i < m->n_fds ? m->fds[i]->name : m->missing[i - m->n_fds];
+                struct json_object *s;
+
+                if (i < m->n_fds && m->fds[i]->kind == FD_KIND_STATE)
+                        continue;
+                s = json_object_new_string(name);
+                if (!s || json_object_array_add(array, s) < 0) {
+                        json_object_put(s);
+                        return -ENOMEM;
+                }
+        }
+        return luv_json_add(o, "files", TAKE_PTR(array));
+}
+
+static int get_files(struct json_object *o, char ***ret, char **ret_reason)
+{
+        struct json_object *array;
+        int r;
+
+        r = luv_json_get(o, "note", "files", json_type_array, &array, ret_reason);
+        for (size_t i = 0; r >= 0 && i < json_object_array_length(array); i++) {
+                struct json_object *s = json_object_array_get_idx(array, i);
+
+                if (!json_object_is_type(s, json_type_string))
+                        return luv_reason(ret_reason, -EBADMSG,
+                                          "note: files holds something else than strings");
+                r = luv_strv_extend(ret, json_object_get_string(s));
+        }
+        return r;
+}
+
 int luv_machine_note(Machine *m)
 {
         _cleanup_json_ struct json_object *o = NULL;
@@ -67,6 +107,8 @@ int luv_machine_note(Machine *m)
                 r = luv_json_add_u64(o, "generation", m->generation);
         if (r >= 0)
                 r = luv_json_add_u64(o, "tries", m->tries);
+        if (r >= 0)
+                r = add_files(o, m);
         if (r < 0)
                 return r;
         text = json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN);
@@ -92,6 +134,7 @@ static int load_note(MachineRegistry *r, int dir_fd, const char *name)
                             *unit = NULL;
         _cleanup_(luv_machine_owner_done) MachineOwner owner = { .pidfd = -EBADF };
         _cleanup_json_ struct json_object *o = NULL;
+        _cleanup_strv_ char **files = NULL;
         uint64_t uid, pid, start_time, generation, tries;
         _cleanup_close_ int pidfd = -EBADF;
         Machine *m;
@@ -119,6 +162,8 @@ static int load_note(MachineRegistry *r, int dir_fd, const char *name)
                 k = luv_json_get_u64(o, "note", "generation", false, &generation, &reason);
         if (k >= 0)
                 k = luv_json_get_u64(o, "note", "tries", false, &tries, &reason);
+        if (k >= 0)
+                k = get_files(o, &files, &reason);
         if (k >= 0 && (!streq(named, name) || !luv_id_valid(secret)))
                 k = luv_reason(&reason, -EBADMSG, "name or secret are not valid");
         if (k < 0) {
@@ -144,6 +189,7 @@ static int load_note(MachineRegistry *r, int dir_fd, const char *name)
         m->vmm = TAKE_PTR(vmm);
         m->generation = generation;
         m->tries = tries;
+        m->missing = TAKE_PTR(files);
         luv_log_info("Machine %s (pid %i) was registered before a restart of luvfiod; its VMM has to come "
                      "back",
                      name, (int) pid);

@@ -57,6 +57,7 @@ static Machine *machine_free(Machine *m)
         while (m->n_devices > 0)
                 device_done(m->devices + --m->n_devices);
         free(m->devices);
+        luv_strv_free(m->missing);
         sd_event_source_disable_unref(m->exit_source);
         sd_event_source_disable_unref(m->grace_source);
         luv_luo_session_unref(m->session);
@@ -379,6 +380,16 @@ static int free_token(const Machine *m, uint64_t *ret)
         return -EDQUOT;
 }
 
+static void not_missing(Machine *m, const char *name)
+{
+        for (char **x = m->missing; x && *x; x++)
+                if (streq(*x, name)) {
+                        free(*x);
+                        memmove(x, x + 1, (luv_strv_length(x + 1) + 1) * sizeof(char *));
+                        return;
+                }
+}
+
 int luv_machine_hold(Machine *m, const char *name, FdKind kind, FdOutcome outcome,
                      const FdIdentity *identity, int *fd, MachineFd **ret, MachineFd **ret_other,
                      const char **ret_what, uint64_t *ret_limit)
@@ -457,6 +468,7 @@ int luv_machine_hold(Machine *m, const char *name, FdKind kind, FdOutcome outcom
         f->fd = TAKE_FD(*fd);
         luv_registry_index(m->registry, f);
         luv_registry_charge_fd(m, f, 1);
+        not_missing(m, name);
         *ret = TAKE_PTR(f);
         return 0;
 }
@@ -539,6 +551,8 @@ int luv_machine_set_record(Machine *m, const MachineRecord *record)
         r = luv_machine_set_owner(m, &owner);
         if (r < 0)
                 return r;
+        /* What it had is in its session, whatever an earlier run noted. */
+        m->missing = luv_strv_free(m->missing);
         m->generation = record->generation + 1;
         m->tries = 0;
         m->stopped_usec = record->stopped_usec;

@@ -94,6 +94,7 @@ struct Machine {
         size_t n_fds, n_fds_allocated;
         MachineDevice *devices;
         size_t n_devices;
+        char **missing; /* held before a restart of the daemon, not handed over again yet */
 
         bool attached; /* somebody watches */
         bool served;   /* the process that registered it watches, or did: it is the VMM itself */

@@ -36,13 +36,17 @@ void luv_check_machines(const PreflightFacts *f, Findings *r)
                                     luv_machine_state_to_string(m->state),
                                     m->reason ? m->reason : "its VMM has not answered");
                 }
-                if (m->n_memfds == 0) {
-                        /* As after a restart of luvfiod under a VMM that does not notice. */
-                        s.remedy = "The VMM has to hand its memory over, after a restart of luvfiod again: "
-                                   "see the guide "
-                                   "for VMM authors.";
-                        luv_blocker(r, "machine-no-memory", &s,
-                                    "luvfiod holds no memory of machine %s: it would be lost", m->name);
+                /* The VMM has one more occasion, when it is asked to prepare; without it staging ends there.
+                 */
+                if (m->n_memfds == 0 || m->n_missing > 0) {
+                        s.remedy = "The VMM has to hand its memory and devices over, after a restart of "
+                                   "luvfiod again: see "
+                                   "the guide for VMM authors.";
+                        luv_warning(r, "machine-incomplete", &s,
+                                    "luvfiod does not hold all of machine %s yet: %s", m->name,
+                                    m->n_missing > 0 ? "it was restarted, and the VMM has not handed "
+                                                       "everything over again"
+                                                     : "no memory of it was handed over");
                 }
                 if (m->shares_control_group && !f->simulated) {
                         s.remedy = "Run the VMM in a unit of its own.";

@@ -136,6 +136,7 @@ static int gather_machine(Preflight *p, Machine *m, const char *own_cgroup)
                 .attached = m->attached,
                 .alive = luv_machine_is_alive(m) || m->attached,
                 .n_fds = m->n_fds,
+                .n_missing = luv_strv_length(m->missing),
                 .headroom = UINT64_MAX,
                 .survives = -1,
                 .in_control_group = m->owner.cgroup && !streq(m->owner.cgroup, "/"),

@@ -20,7 +20,7 @@ typedef struct PreflightMachine {
         char *name, *unit, *reason;
         MachineState state;
         bool attached, alive, in_control_group, shares_control_group;
-        size_t n_fds, n_memfds;
+        size_t n_fds, n_memfds, n_missing;
         uint64_t bytes, holes; /* of its memfds */
         uint64_t headroom;     /* until its control group's memory.max; UINT64_MAX: no limit */
         int survives;          /* the drain: 1, 0, negative: not known */

@@ -775,7 +775,16 @@ int luv_update_prepared(Update *u, Machine *m)
                 return 0;
         if (m->state != MACHINE_PREPARING || !in_barrier(um) || um->step != STEP_ASKED || u->aborting)
                 return -EPROTO;
-        luv_update_queue(um);
+        /* What nobody handed over would be lost without a word. */
+        if (m->missing && m->missing[0])
+                luv_update_fail(u, um,
+                                "the VMM of machine %s has not handed \"%s\" over again since luvfiod was "
+                                "restarted",
+                                m->name, m->missing[0]);
+        else if (luv_machine_memory(m) == 0)
+                luv_update_fail(u, um, "the VMM of machine %s handed no memory over", m->name);
+        else
+                luv_update_queue(um);
         return 0;
 }
 

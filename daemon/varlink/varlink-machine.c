@@ -520,6 +520,7 @@ static int hold(Connection *c, Machine *m, const PreserveParameters *p, FdKind k
         r = fd_to_json(f, &v);
         if (r < 0)
                 return r;
+        (void) note(m);
         luv_update_held(c->server->config.update, m, f);
         if (kind == FD_KIND_STATE && luv_update_is_late(m))
                 luv_machine_drop_fd(m, f);

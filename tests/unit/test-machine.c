@@ -330,6 +330,9 @@ START_TEST(notes)
         ck_assert_int_eq(luv_machine_registry_new(NULL, folder, NULL, NULL, NULL, &r), 0);
         m = machine(r, "lives", 1000, "vm.service");
         m->generation = 4;
+        hold(m, "ram", FD_KIND_MEMFD, 1, 4096, NULL);
+        hold(m, "dev", FD_KIND_VFIO, 2, 0, "0000:00:04.0");
+        hold(m, "state", FD_KIND_STATE, 3, 4096, NULL);
         secret = strdup(m->secret);
         ck_assert_int_eq(luv_machine_note(m), 0);
         child = fork();
@@ -355,6 +358,14 @@ START_TEST(notes)
         ck_assert_str_eq(m->owner.unit, "vm.service");
         ck_assert_uint_eq(m->generation, 4);
         ck_assert(luv_machine_is_alive(m));
+        /* What it held has to come again, but for its state. */
+        ck_assert_uint_eq(luv_strv_length(m->missing), 2);
+        hold(m, "dev", FD_KIND_VFIO, 2, 0, "0000:00:04.0");
+        ck_assert_uint_eq(luv_strv_length(m->missing), 1);
+        ck_assert_str_eq(m->missing[0], "ram");
+        hold(m, "new", FD_KIND_MEMFD, 4, 4096, NULL);
+        hold(m, "ram", FD_KIND_MEMFD, 1, 4096, NULL);
+        ck_assert_uint_eq(luv_strv_length(m->missing), 0);
         free(secret);
         luv_machine_registry_clear_notes(r);
         luv_machine_registry_free(r);

@@ -207,7 +207,10 @@ START_TEST(machines)
         expect(&f, "machine-not-running", SEVERITY_BLOCKER, "vm1", NULL);
         m = good_machine();
         m.n_memfds = 0;
-        expect(&f, "machine-no-memory", SEVERITY_BLOCKER, "vm1", NULL);
+        expect(&f, "machine-incomplete", SEVERITY_WARNING, "vm1", NULL);
+        m = good_machine();
+        m.n_missing = 1;
+        expect(&f, "machine-incomplete", SEVERITY_WARNING, "vm1", NULL);
         m = good_machine();
         m.in_control_group = false;
         expect(&f, "machine-not-freezable", SEVERITY_BLOCKER, "vm1", NULL);
