@@ -8,7 +8,7 @@ manual=$1 preflight=$2
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 
-cat "$preflight"/check-*.c 2>/dev/null | grep -Eo 'luv_(blocker|warning|note)\([^,]*, "[a-z-]+"' | cut -d'"' -f2 | sort -u >"$dir/code"
+cat "$preflight"/check-*.c 2>/dev/null | grep -Eo 'luv_(blocker|warning|note|findings_add)\([^,]*, "[a-z-]+"' | cut -d'"' -f2 | sort -u >"$dir/code"
 [ -s "$dir/code" ] || exit 77
 sed -n '/^\.Sh FINDINGS/,/^\.Sh DIAGNOSTICS/s/^\.It Sy //p' "$manual" | sed 's/ , /\n/g' | sort >"$dir/manual"
 
