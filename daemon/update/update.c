@@ -825,9 +825,10 @@ void luv_update_attached(Update *u, Machine *m)
         }
         switch (m->state) {
         case MACHINE_RUNNING:
-                /* It came while an update waits: it comes along. */
-                if ((u->state == UPDATE_STAGING || u->state == UPDATE_STAGED) && !u->aborting &&
-                    !um->taking_part)
+                /* It came while an update waits: it comes along. Before the barrier is there it is asked
+                 * with all others. */
+                if (((u->state == UPDATE_STAGING && u->barrier) || u->state == UPDATE_STAGED) &&
+                    !u->aborting && !um->taking_part)
                         luv_update_stage_machine(um);
                 break;
         case MACHINE_PREPARING:

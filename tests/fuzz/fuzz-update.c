@@ -321,7 +321,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         static char refuse[INPUT_MAX * 16];
         static char folder[] = "/tmp/fuzz-update-XXXXXX";
         static bool prepared;
-        static char *no_argv[] = { (char *) "/nonexistent", NULL };
+        static char *no_argv[] = { (char *) "/proc/nonexistent", NULL };
         World w = {};
         UpdateConfig config;
 
@@ -335,7 +335,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         FUZZ_REQUIRE(sd_event_new(&w.event) >= 0);
         FUZZ_REQUIRE(luv_luo_new(w.event, LUO_BACKEND_SIMULATED, -1, refuse, &w.luo) >= 0);
         FUZZ_REQUIRE(luv_fd_store_new(&w.store) >= 0);
-        FUZZ_REQUIRE(luv_plugin_manager_new(w.event, "/nonexistent", NULL, NULL, &w.plugins) >= 0);
+        FUZZ_REQUIRE(luv_plugin_manager_new(w.event, "/proc/nonexistent", NULL, NULL, &w.plugins) >= 0);
         FUZZ_REQUIRE(luv_machine_registry_new(w.event, NULL, NULL, &machine_callbacks, &w, &w.registry) >=
                      0);
         config = (UpdateConfig) {
@@ -347,7 +347,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                 .simulated = true,
                 .runtime_dir = folder,
                 /* No history: it would be written for every input. */
-                .state_dir = "/nonexistent",
+                .state_dir = "/proc/nonexistent",
                 .argv = no_argv,
         };
         FUZZ_REQUIRE(luv_update_new(&config, &update_callbacks, &w, &w.update) >= 0);

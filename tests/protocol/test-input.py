@@ -17,6 +17,7 @@ from tap import equal, test, true
 from varlink import encode
 
 SEED = int(os.environ.get("LUVFIOD_TEST_SEED", "20261"))
+SANITIZED = os.environ.get("LUVFIOD_SANITIZED") == "1"
 
 
 def both(d):
@@ -84,7 +85,8 @@ def deep_json():
     """deep JSON"""
     with Daemon() as d, d.no_leak():
         for path in both(d):
-            for depth in (100, 10000, 1000000):
+            # With sanitizers each level costs so much that a million take minutes.
+            for depth in (100, 10000) if SANITIZED else (100, 10000, 1000000):
                 for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
                     data = (
                         b'{"method":"org.varlink.service.GetInfo","parameters":'
@@ -282,7 +284,7 @@ def never_reads():
         ):
             c = varlink.Connection(path)
             c.socket.setblocking(False)
-            stop = time.monotonic() + 1.0
+            stop = time.monotonic() + (0.1 if SANITIZED else 1.0)
             view = data * 50
             while time.monotonic() < stop:
                 try:
@@ -305,7 +307,8 @@ def never_reads():
         tap.contains(e.parameters["reason"], "mute", "reason")
         v.wait_event("abort")
         grown = d.memory("Rss") - before
-        true(grown < 64 << 20, f"the daemon grew by {grown >> 20} MiB for clients that do not read")
+        # A sanitizer keeps what was freed, to see whether it is used: what it grows by says nothing.
+        true(SANITIZED or grown < 64 << 20, f"the daemon grew by {grown >> 20} MiB for clients that do not read")
         for c in stalled:
             c.close()
         mute.kill()
