@@ -187,7 +187,7 @@ static SD_VARLINK_DEFINE_METHOD(
         SD_VARLINK_DEFINE_OUTPUT_BY_TYPE(lastUpdate, Report, SD_VARLINK_NULLABLE));
 
 #define KERNEL_INPUT                                                                                       \
-        SD_VARLINK_FIELD_COMMENT("Index of the kernel image's fd in this message. None: what /etc/luvfiod names, or is staged."), \
+        SD_VARLINK_FIELD_COMMENT("Index of the kernel image's fd in this message. None: what is staged."), \
         SD_VARLINK_DEFINE_INPUT(kernelFileDescriptor, SD_VARLINK_INT, SD_VARLINK_NULLABLE),                \
         SD_VARLINK_FIELD_COMMENT("Index of the initrd's fd."),                                             \
         SD_VARLINK_DEFINE_INPUT(initrdFileDescriptor, SD_VARLINK_INT, SD_VARLINK_NULLABLE),                \
@@ -397,5 +397,5 @@ SD_VARLINK_DEFINE_INTERFACE(
         &vl_error_NotStranded,
         SD_VARLINK_SYMBOL_COMMENT("The kernel image, initrd or command line will not do"),
         &vl_error_BadKernel,
-        SD_VARLINK_SYMBOL_COMMENT("No kernel was given, staged or configured"),
+        SD_VARLINK_SYMBOL_COMMENT("No kernel was given or staged"),
         &vl_error_NoKernel);
