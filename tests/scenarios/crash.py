@@ -82,6 +82,11 @@ for vm in vm1 vm2; do
         systemctl restart rogue@$vm.service
         check "$vm has retrieved" wait_for 20 grep -q "^$vm: retrieved" /var/log/rogue-$vm.log
 done
+# The device of a VMM that is gone comes out unbound for the next one, which else could not bind it.
+systemctl kill -s KILL rogue@vm1.service
+systemctl restart rogue@vm1.service
+check "retrieved, VMM dead: its successor has retrieved" \
+        wait_for 20 sh -c '[ $(grep -c "^vm1: retrieved" /var/log/rogue-vm1.log) -ge 2 ]'
 check "retrieved: killed and back" kill_luvfiod
 check "retrieved: vm1 is there again" wait_for 20 machine_is vm1 resuming
 # The VMM dies too, and luvfiod once more.
@@ -100,6 +105,7 @@ for vm in vm1 vm2; do
         fi
         check "$vm: RAM is identical" sh -c "grep -q '^$vm: ram identical' /var/log/rogue-$vm.log && ! grep -q CHANGED /var/log/rogue-$vm.log"
 done
+check "no VMM failed" sh -c '! grep VFIO_DEVICE_ /var/log/rogue-*.log'
 check "idle" wait_for 20 update_is idle
 check "idle: killed and back" kill_luvfiod
 check "idle: both machines run" all_run vm1 vm2

@@ -69,7 +69,7 @@ typedef struct Vmm {
         uint8_t *ram;
         atomic_bool run, writing, stamp;
         uint64_t counter;
-        bool resumed;
+        bool resumed, taken_back;
 } Vmm;
 
 #define STATE_MAGIC UINT64_C(0x726f6775653031)
@@ -490,7 +490,10 @@ static void on_resume(struct luvfio *l, const struct luvfio_event *e, void *user
         }
         if (ordered(v, "silent-resume"))
                 return;
-        take_back(v);
+        /* luvfiod says it again when it has been away. */
+        if (!v->taken_back)
+                take_back(v);
+        v->taken_back = true;
         if (ordered(v, "hold-after-retrieve")) {
                 say(v, "retrieved, holds");
                 return;
