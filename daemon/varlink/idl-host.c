@@ -221,8 +221,9 @@ static SD_VARLINK_DEFINE_METHOD(
         SD_VARLINK_DEFINE_OUTPUT(machine, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),                         \
         SD_VARLINK_FIELD_COMMENT("Machine's state, where that is what changed."),                          \
         SD_VARLINK_DEFINE_OUTPUT(machineState, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),                    \
-        SD_VARLINK_FIELD_COMMENT("Steps of this state done, and in all, where they can be counted."),      \
+        SD_VARLINK_FIELD_COMMENT("Steps of this state that are done, where they can be counted."),      \
         SD_VARLINK_DEFINE_OUTPUT(done, SD_VARLINK_INT, SD_VARLINK_NULLABLE),                               \
+        SD_VARLINK_FIELD_COMMENT("Steps of this state in all."),                                           \
         SD_VARLINK_DEFINE_OUTPUT(total, SD_VARLINK_INT, SD_VARLINK_NULLABLE),                              \
         SD_VARLINK_FIELD_COMMENT("Set in the last message of an update."),                                 \
         SD_VARLINK_DEFINE_OUTPUT_BY_TYPE(report, Report, SD_VARLINK_NULLABLE)

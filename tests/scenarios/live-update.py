@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# scenario: the whole way: a machine with an igb and one with an NVMe into another kernel and back, by luvfioctl and varlinkctl
+# timeout: 600
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "lib"))
+import full  # noqa: E402 pylint: disable=wrong-import-position
+from full import scenario  # noqa: E402 pylint: disable=wrong-import-position
+
+BEFORE = r"""
+journalctl --update-catalog
+luvfiod_up
+check "luvfiod's exposure is at most 3.5" sh -c "systemd-analyze security luvfiod.service --threshold=35 --no-pager >/dev/null"
+
+# The interfaces, as varlinkctl has them.
+host=unix:/run/luvfiod/org.luvfio.Host machine=unix:/run/luvfiod/org.luvfio.Machine
+for i in Host Machine; do
+        varlinkctl introspect unix:/run/luvfiod/org.luvfio.$i org.luvfio.$i >/tmp/$i.varlink
+        check "org.luvfio.$i is described" grep -q "^interface org.luvfio.$i" /tmp/$i.varlink
+        check "org.luvfio.$i: the description is valid" varlinkctl validate-idl /tmp/$i.varlink
+        check "org.luvfio.$i: every field of every method has a comment" awk '
+                /^method|^error|^type/ { open = 1 }
+                open && /^\t[a-zA-Z]+:/ && last !~ /#/ { print; bad = 1 }
+                { last = $0 }
+                END { exit bad }' /tmp/$i.varlink
+done
+check "Describe" sh -c "varlinkctl call $host org.luvfio.Host.Describe '{}' | jq -e '.backend == \"device\" and .state == \"idle\"'"
+for m in ListMachines ListDevices History Check; do
+        check "$m" varlinkctl call $host org.luvfio.Host.$m '{}'
+done
+for m in 'Abort {}' 'Analyze {}' 'Discard {"machine":"nobody"}'; do
+        refused "${m%% *}: a clear error" 1 'org.luvfio.Host' varlinkctl call $host org.luvfio.Host.${m%% *} "${m#* }"
+done
+check "Check with a kernel's fd" varlinkctl call --push-fd=/boot/vmlinuz-b $host org.luvfio.Host.Check '{"kernelFileDescriptor":0}'
+check "Register" varlinkctl call $machine org.luvfio.Machine.Register '{"name":"by-hand"}'
+python3 -c 'import os, time; os.memfd_create("hand"); os.ftruncate(3, 4096); time.sleep(1000)' &
+sleep 1
+check "Preserve with a memfd" varlinkctl call --push-fd=/proc/$!/fd/3 $machine org.luvfio.Machine.Preserve \
+        '{"machine":"by-hand","name":"ram","kind":"memfd","fileDescriptor":0}'
+refused "Preserve with a file that is none" 1 'UnsupportedFileDescriptor' \
+        varlinkctl call --push-fd=/etc/passwd $machine org.luvfio.Machine.Preserve \
+        '{"machine":"by-hand","name":"file","kind":"memfd","fileDescriptor":0}'
+for m in Prepared Quiesced Committed Resumed 'Retrieve'; do
+        p='{"machine":"by-hand"}'
+        [ $m = Retrieve ] && p='{"machine":"by-hand","name":"ram"}'
+        refused "$m: not now" 1 'WrongState' varlinkctl call $machine org.luvfio.Machine.$m "$p"
+done
+check "Watch" sh -c "timeout 3 varlinkctl --more call $machine org.luvfio.Machine.Watch '{\"name\":\"by-hand\"}' | grep -q attached"
+check "Monitor" sh -c "timeout 3 varlinkctl --more call $host org.luvfio.Host.Monitor '{}' | grep -q idle"
+check "Inhibit" sh -c "timeout 3 varlinkctl --more call $host org.luvfio.Host.Inhibit '{\"who\":\"a\",\"why\":\"b\"}'; test \$? -eq 124"
+check "Withdraw" varlinkctl call $machine org.luvfio.Machine.Withdraw '{"machine":"by-hand"}'
+kill $!
+
+# Two machines.
+vfio-bind $(bdf igb) $(bdf nvme)
+mkdir -p /etc/luvfio/example-vmm
+echo "ARGS=--device $(bdf igb) --report /var/log/vm-igb.json" >/etc/luvfio/example-vmm/vm-igb.conf
+echo "ARGS=--device $(bdf nvme) --report /var/log/vm-nvme.json" >/etc/luvfio/example-vmm/vm-nvme.conf
+for vm in vm-igb vm-nvme; do
+        systemctl enable luvfio-example-vmm@$vm 2>/dev/null
+        check "$vm starts" systemctl start luvfio-example-vmm@$vm
+        check "$vm runs" wait_for 10 machine_is $vm running
+done
+check "nothing blocks an update" luvfioctl check /boot/vmlinuz-b
+check "a dry run" luvfioctl update /boot/vmlinuz-b --dry-run
+check "both run on" sh -c 'luvfioctl machines --json=short | jq -e "[.machines[].state] == [\"running\", \"running\"]"'
+uname -r >/var/log/before
+luvfioctl update /boot/vmlinuz-b
+echo "# luvfioctl update ended with $?"
+"""
+
+CHECK = r"""
+jumps=@JUMPS@
+check "another kernel runs" sh -c "[ \$(uname -r) != \$(cat /var/log/before) ]"
+for vm in vm-igb vm-nvme; do
+        check "$vm: generation $jumps" wait_for 60 sh -c "[ \$(luvfioctl machines --json=short | jq '.machines[] | select(.name == \"$vm\") | .generation') -eq $jumps ]"
+        check "$vm runs" wait_for 60 machine_is $vm running
+done
+check "the update is over" wait_for 60 update_is idle
+for vm in vm-igb vm-nvme; do
+        check "$vm: RAM and device are right" sh -c "grep '\"resumed\"' /var/log/$vm.json | tail -n 1 | jq -e '.ok and .checksumSame and .stateSame'"
+        check "$vm: nothing failed" sh -c "! grep '\"failed\"' /var/log/$vm.json"
+        check "$vm: unit is active" systemctl is-active luvfio-example-vmm@$vm
+done
+check "result: done" sh -c 'luvfioctl history --json=short | jq -e ".updates[0].result == \"done\" and (.updates | length) == @JUMPS@"'
+luvfioctl analyze >/out/analyze.txt
+luvfioctl analyze --json=short >/out/analyze.json
+check "analyze makes a picture" luvfioctl analyze --svg /out/timeline.svg
+check "no unit failed" sh -c '[ -z "$(systemctl --failed --plain --no-legend | grep -E "luvfio|rogue")" ]'
+check "luvfiod said nothing bad" sh -c '! journalctl -b -u luvfiod -p err --no-pager -q | grep .'
+check "messages have their fields" sh -c 'journalctl -b -u luvfiod -o json -q | jq -se "[.[] | select(.LUVFIO_UPDATE_ID and .MESSAGE_ID)] | length > 3"'
+check "messages are in the catalog" sh -c 'for i in $(journalctl -b -u luvfiod -o json -q | jq -r "select(.LUVFIO_UPDATE_ID) | .MESSAGE_ID // empty" | sort -u); do journalctl --list-catalog $i | grep -q . || exit 1; done'
+luvfioctl status
+"""
+
+AFTER = CHECK.replace("@JUMPS@", "1") + r"""
+uname -r >/var/log/before
+luvfioctl update /boot/vmlinuz-a
+echo "# luvfioctl update ended with $?"
+"""
+
+result = full.run("live-update", "--device", "igb", "--device", "nvme", "-m", "3072", "--script-deadline", "240",
+                  scripts=[BEFORE, AFTER, CHECK.replace("@JUMPS@", "2")])
+full.report(result, ["before", "after", "boot3"])
+releases = [b["release"] for b in result.json["boots"]]
+scenario.ok(len(releases) == 3 and releases[0] != releases[1] and releases[0] == releases[2], "a to b to a", releases)
+analyze = result.out / "files/analyze.json"
+if scenario.ok(analyze.exists(), "analyze"):
+    report = json.loads(analyze.read_text())
+    report = report.get("report", report)
+    names = {p["name"] for p in report["phases"] if not p.get("machine")}
+    wanted = {"checking", "staging", "draining", "quiescing", "handing_over", "kernel", "restoring", "resuming"}
+    scenario.ok(wanted <= names, f"all phases are there: {sorted(names)}")
+    scenario.ok(report["clock"] == "tsc", f"the clock over the jump is {report['clock']}")
+scenario.done()
