@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# scenario: a VMM that does not come back and a device that was swapped: stranded and reported, the others go on
+# timeout: 600
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "lib"))
+import full  # noqa: E402 pylint: disable=wrong-import-position
+from full import scenario  # noqa: E402 pylint: disable=wrong-import-position
+
+BEFORE = r"""
+mkdir -p /etc/systemd/system/luvfiod.service.d
+cat >/etc/systemd/system/luvfiod.service.d/deadline.conf <<END
+[Service]
+ExecStart=
+ExecStart=$(systemctl cat luvfiod | sed -n 's/^ExecStart=//p' | tail -n 1) --resume-deadline=10
+END
+systemctl daemon-reload
+luvfiod_up
+igb=$(bdf igb) nvme=$(bdf nvme)
+vfio-bind $igb $nvme
+must "machine that will be late" vmm late --device $igb
+must "machine whose device will be another" vmm swapped --device $nvme
+must "machine without a device" vmm good
+must "another that will never come back" vmm lost
+orders late silent-resume
+orders lost silent-resume
+luvfioctl update /boot/vmlinuz-b --deadline=20
+echo "# luvfioctl update ended with $?"
+explain
+"""
+
+AFTER = r"""
+check "good is finished" wait_for 40 grep -q "^good: finished" /var/log/rogue-good.log
+check "the update is over" wait_for 40 update_is idle
+check "good runs" machine_is good running
+for vm in late swapped lost; do
+        check "$vm is stranded" machine_is $vm stranded
+        machine_field $vm reason | sed "s/^/# $vm: /"
+done
+nvme=$(cat /etc/rogue/swapped.env | sed 's/.*--device //')
+check "the swapped device is named" sh -c "luvfioctl machines --json=short | jq -re '.machines[] | select(.name == \"swapped\") | .reason' | grep -F $nvme"
+refused "a VMM may not have it" 1 'FAILED|tranded' sh -c 'systemctl restart rogue@swapped; sleep 2; tail -n 3 /var/log/rogue-swapped.log; exit 1'
+check "swapped is still stranded" machine_is swapped stranded
+check "result: stranded" sh -c 'luvfioctl history --json=short | jq -e ".updates[0].result == \"stranded\""'
+check "status says so" sh -c 'luvfioctl status | grep -i stranded'
+refused "no update over stranded machines" 3 'stranded' luvfioctl update /boot/vmlinuz-a
+
+# One comes back late.
+orders late
+systemctl restart rogue@late
+check "late is finished" wait_for 20 grep -q "^late: finished" /var/log/rogue-late.log
+check "late runs" wait_for 10 machine_is late running
+check "late: RAM is identical" test "$(said late 'ram identical')" -eq 1
+
+# The others are given up.
+systemctl disable --now rogue@lost rogue@swapped 2>/dev/null
+before=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)
+check "lost is given up" luvfioctl discard lost
+check "swapped is given up" luvfioctl discard swapped
+refused "discard of a machine that is not stranded" 1 'good' luvfioctl discard good
+check "both are gone" sh -c '! luvfioctl machines | grep -E "lost|swapped"'
+sleep 1
+after=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)
+check "their memory is free again ($before kB, then $after kB)" test $after -gt $((before + 8000))
+check "ready for the next update" wait_for 20 luvfioctl check /boot/vmlinuz-a
+luvfioctl update /boot/vmlinuz-a --deadline=20
+echo "# luvfioctl update ended with $?"
+explain
+"""
+
+LAST = r"""
+for vm in good late; do
+        check "$vm runs after a second update" wait_for 40 sh -c "[ \$(grep -c '^$vm: finished' /var/log/rogue-$vm.log) -eq 2 ]"
+        check "$vm: RAM is identical" test "$(said $vm 'ram identical')" -eq 2
+done
+check "result: done" wait_for 20 sh -c 'luvfioctl history --json=short | jq -e ".updates[0].result == \"done\""'
+"""
+
+result = full.run("strand", "--device", "igb", "--device", "nvme", "--script-deadline", "240",
+                  # The root ports' own hotplug, not ACPI's, is what the script outside works.
+                  "--qemu=-global", "--qemu=ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+                  "--outside", Path(__file__).resolve().parent / "lib/swap-device", scripts=[BEFORE, AFTER, LAST])
+full.report(result, ["before", "after", "boot3"])
+said = (result.out / "outside.out").read_text(errors="replace") if (result.out / "outside.out").exists() else ""
+scenario.ok("swapped" in said, "the device was swapped in its slot while the kernel was replaced", said)
+scenario.done()
