@@ -18,7 +18,7 @@ static void help(void)
         printf("luvfiod [OPTIONS...]\n\n"
                "Replaces the kernel of this host under its running machines.\n\n"
                "      --simulate               No kernel support and no privileges: the jump is a re-exec\n"
-               "      --simulate-fail=OP:N[:ERRNO][,...]\n"
+               "      --simulate-fail=OP:N[+][:ERRNO][,...]\n"
                "                               Let the N-th operation of a kind fail\n"
                "      --runtime-dir=FOLDER     Sockets and notes [" RUNTIME_DIR "]\n"
                "      --state-dir=FOLDER       Reports of past updates [" STATE_DIR "]\n"

@@ -67,6 +67,7 @@ struct SimSession {
 typedef struct SimFail {
         SimFault fault;
         uint64_t n;
+        bool and_on; /* all later ones too */
         int error;
 } SimFail;
 
@@ -105,12 +106,15 @@ static int sim_fault(Simulation *sim, SimFault fault)
 {
         uint64_t n = ++sim->counters[fault];
 
-        for (size_t i = 0; i < sim->n_fails; i++)
-                if (sim->fails[i].fault == fault && sim->fails[i].n == n) {
-                        sim_log(sim, "fault %s %llu %s", sim_fault_table[fault], (unsigned long long) n,
-                                strerrorname_np(-sim->fails[i].error));
-                        return sim->fails[i].error;
-                }
+        for (size_t i = 0; i < sim->n_fails; i++) {
+                const SimFail *f = &sim->fails[i];
+
+                if (f->fault != fault || (f->and_on ? n < f->n : n != f->n))
+                        continue;
+                sim_log(sim, "fault %s %llu %s", sim_fault_table[fault], (unsigned long long) n,
+                        strerrorname_np(-f->error));
+                return f->error;
+        }
         return 0;
 }
 
@@ -137,6 +141,9 @@ static int sim_parse_fail(Simulation *sim, char *text)
                         f.fault = i;
         if (f.fault < 0)
                 return -EINVAL;
+        f.and_on = strlen(colon) > 1 && colon[strlen(colon) - 1] == '+';
+        if (f.and_on)
+                colon[strlen(colon) - 1] = 0;
         r = luv_parse_u64(colon, &f.n);
         if (r < 0)
                 return r;

@@ -43,11 +43,11 @@ typedef void (*LuoDone)(int error, void *userdata);
 
 /*
  * Simulated backend: HANDED_FD is the fd of an earlier incarnation's state (luv_luo_handed_fd(), taken
- * over) or negative; FAIL is a list "operation:n[:errno],..." (probe, create, preserve, freeze,
- * retrieve_session, retrieve, finish), whose n-th call fails (default EIO; EBUSY of create and
- * retrieve_session is a busy device: tried again), or NULL; it is counted on over the jump. With
- * $LUVFIO_SIMULATED_LOG every operation is written to that file, a line each, in order. Device backend: all
- * ignored.
+ * over) or negative; FAIL is a list "operation:n[+][:errno],..." (probe, create, preserve, freeze,
+ * retrieve_session, retrieve, finish), whose n-th call fails, and with + all later ones (default EIO; EBUSY
+ * of create and retrieve_session is a busy device: tried again), or NULL; it is counted on over the jump.
+ * With $LUVFIO_SIMULATED_LOG every operation is written to that file, a line each, in order. Device backend:
+ * all ignored.
  */
 #define LUVFIO_HANDED_ENV "LUVFIO_SIMULATED_STATE"
 /* The fd that a simulated jump left for this incarnation, or -ENOENT; works once. */

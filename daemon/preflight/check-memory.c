@@ -15,11 +15,14 @@
 void luv_check_memory(const PreflightFacts *f, Findings *r)
 {
         uint64_t usable = f->memory_available - MIN(f->memory_available, f->memory_reserve), holes = 0;
+        const PreflightMachine *most = NULL;
 
         for (size_t i = 0; i < f->n_machines; i++) {
                 const PreflightMachine *m = f->machines + i;
 
                 holes += m->holes;
+                if (!most || m->holes > most->holes)
+                        most = m;
                 if (m->holes > m->headroom)
                         luv_blocker(r, "memory-limit",
                                     &(FindingSubject) {
@@ -36,9 +39,11 @@ void luv_check_memory(const PreflightFacts *f, Findings *r)
         luv_blocker(r, "memory-short",
                     &(FindingSubject) { .remedy = "Free memory on the host, or let guests give memory back "
                                                   "less." },
-                    "Preserving fills %" PRIu64 " MiB of holes in guests' memory, and %" PRIu64
-                    " MiB can be had (%" PRIu64 " MiB available less a reserve of %" PRIu64 " MiB)",
-                    MIB(holes), MIB(usable), MIB(f->memory_available), MIB(f->memory_reserve));
+                    "Preserving fills %" PRIu64 " MiB of holes in guests' memory, most of them (%" PRIu64
+                    " MiB) machine %s's, and %" PRIu64 " MiB can be had (%" PRIu64
+                    " MiB available less a reserve of %" PRIu64 " MiB)",
+                    MIB(holes), MIB(most->holes), most->name, MIB(usable), MIB(f->memory_available),
+                    MIB(f->memory_reserve));
 }
 
 static uint64_t meminfo(const char *text, const char *key)

@@ -183,6 +183,66 @@ static int unseal(int fd, DocumentKind kind, struct json_object **ret, char **re
         return luv_json_parse(text, size, ret, ret_reason);
 }
 
+/* What the documents have; nested ones have functions of their own. */
+
+static const JsonField phase_fields[] = {
+        JSON_STRING(TimelinePhase, name, false),    JSON_STRING(TimelinePhase, machine, true),
+        JSON_U64(TimelinePhase, start_usec, false), JSON_U64(TimelinePhase, end_usec, false),
+        JSON_BOOL(TimelinePhase, incoming, true),   {},
+};
+
+static const JsonField anchor_fields[] = {
+        JSON_U64(TimelineAnchor, boottime_usec, false),
+        JSON_U64(TimelineAnchor, realtime_usec, false),
+        JSON_U64(TimelineAnchor, tsc, false),
+        JSON_U64(TimelineAnchor, tsc_khz, false),
+        {},
+};
+
+static const JsonField timeline_fields[] = {
+        JSON_U64(Timeline, started_realtime_usec, false),
+        JSON_U64(Timeline, started_usec, false),
+        {},
+};
+
+static const JsonField session_fields[] = {
+        JSON_STRING(SessionRecord, machine, false),
+        JSON_STRING(SessionRecord, session, false),
+        JSON_U64(SessionRecord, serial, false),
+        {},
+};
+
+static const JsonField host_fields[] = {
+        JSON_STRING(HostRecord, update_id, false),
+        JSON_STRING(HostRecord, from_kernel, true),
+        JSON_STRING(HostRecord, to_kernel, true),
+        JSON_STRING(HostRecord, boot_id, true),
+        {},
+};
+
+static const JsonField fd_fields[] = {
+        JSON_STRING(FdRecord, name, false),
+        JSON_U64(FdRecord, token, false),
+        JSON_U64(FdRecord, size, true),
+        JSON_STRING(FdRecord, device, true),
+        {},
+};
+
+static const JsonField device_fields[] = {
+        JSON_STRING(DeviceRecord, address, false),
+        JSON_STRING(DeviceRecord, plugin, false),
+        JSON_STRING(DeviceRecord, promise, false),
+        {},
+};
+
+static const JsonField machine_fields[] = {
+        JSON_STRING(MachineRecord, name, false),      JSON_STRING(MachineRecord, secret, false),
+        JSON_STRING(MachineRecord, unit, true),       JSON_STRING(MachineRecord, vmm, true),
+        JSON_STRING(MachineRecord, session, false),   JSON_U64(MachineRecord, uid, false),
+        JSON_U64(MachineRecord, generation, false),   JSON_U64(MachineRecord, serial, false),
+        JSON_U64(MachineRecord, stopped_usec, false), {},
+};
+
 /* Checks that both records need. */
 
 static bool text_valid(const char *s, size_t max)
@@ -276,15 +336,7 @@ static int read_phase(struct json_object *o, void *element, char **ret_reason)
         TimelinePhase *p = element;
         int r;
 
-        r = luv_json_get_string(o, "a phase", "name", false, &p->name, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_string(o, "a phase", "machine", true, &p->machine, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_u64(o, "a phase", "start_usec", false, &p->start_usec, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_u64(o, "a phase", "end_usec", false, &p->end_usec, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_bool(o, "a phase", "incoming", true, &p->incoming, ret_reason);
+        r = luv_json_get_fields(o, "a phase", phase_fields, p, ret_reason);
         if (r < 0)
                 return r;
         if (!text_valid(p->name, 64))
@@ -301,13 +353,7 @@ static int read_anchor(struct json_object *o, const char *key, TimelineAnchor *r
 
         r = luv_json_get(o, "the timeline", key, json_type_object, &a, ret_reason);
         if (r >= 0)
-                r = luv_json_get_u64(a, key, "boottime_usec", false, &ret->boottime_usec, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_u64(a, key, "realtime_usec", false, &ret->realtime_usec, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_u64(a, key, "tsc", false, &ret->tsc, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_u64(a, key, "tsc_khz", false, &ret->tsc_khz, ret_reason);
+                r = luv_json_get_fields(a, key, anchor_fields, ret, ret_reason);
         return r;
 }
 
@@ -320,11 +366,7 @@ static int read_timeline(struct json_object *o, Timeline *ret, char **ret_reason
 
         r = luv_json_get(o, "the host record", "timeline", json_type_object, &t, ret_reason);
         if (r >= 0)
-                r = luv_json_get_u64(t, "the timeline", "started_realtime_usec", false,
-                                     &ret->started_realtime_usec, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_u64(t, "the timeline", "started_usec", false, &ret->started_usec,
-                                     ret_reason);
+                r = luv_json_get_fields(t, "the timeline", timeline_fields, ret, ret_reason);
         if (r >= 0)
                 r = read_anchor(t, "outgoing", &ret->outgoing, ret_reason);
         if (r >= 0)
@@ -378,14 +420,7 @@ static int read_session(struct json_object *o, void *element, char **ret_reason)
         SessionRecord *s = element;
         int r;
 
-        r = luv_json_get_string(o, "a session of the host record", "machine", false, &s->machine,
-                                ret_reason);
-        if (r >= 0)
-                r = luv_json_get_string(o, "a session of the host record", "session", false, &s->session,
-                                        ret_reason);
-        if (r >= 0)
-                r = luv_json_get_u64(o, "a session of the host record", "serial", false, &s->serial,
-                                     ret_reason);
+        r = luv_json_get_fields(o, "a session of the host record", session_fields, s, ret_reason);
         if (r < 0)
                 return r;
         if (!luv_machine_name_valid(s->machine))
@@ -447,13 +482,7 @@ static int parse_host(struct json_object *o, HostRecord **ret, char **ret_reason
 
         if (!h)
                 return -ENOMEM;
-        r = luv_json_get_string(o, where, "update_id", false, &h->update_id, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_string(o, where, "from_kernel", true, &h->from_kernel, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_string(o, where, "to_kernel", true, &h->to_kernel, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_string(o, where, "boot_id", true, &h->boot_id, ret_reason);
+        r = luv_json_get_fields(o, where, host_fields, h, ret_reason);
         if (r < 0)
                 return r;
         if (!luv_id_valid(h->update_id))
@@ -486,20 +515,13 @@ static int read_fd(struct json_object *o, void *element, char **ret_reason)
         FdRecord *f = element;
         int r;
 
-        r = luv_json_get_string(o, "an fd", "name", false, &f->name, ret_reason);
-        if (r < 0)
-                return r;
-        if (!luv_fd_name_valid(f->name))
+        r = luv_json_get_fields(o, "an fd", fd_fields, f, ret_reason);
+        if (r >= 0 && !luv_fd_name_valid(f->name))
                 return luv_reason(ret_reason, -EBADMSG, "an fd has no valid name");
-        r = luv_json_get_string(o, f->name, "kind", false, &kind, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_string(o, f->name, "kind", false, &kind, ret_reason);
         if (r >= 0)
                 r = luv_json_get_string(o, f->name, "outcome", false, &outcome, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_u64(o, f->name, "token", false, &f->token, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_u64(o, f->name, "size", true, &f->size, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_string(o, f->name, "device", true, &f->device, ret_reason);
         if (r < 0)
                 return r;
         f->kind = luv_fd_kind_from_string(kind);
@@ -523,18 +545,13 @@ static int read_device(struct json_object *o, void *element, char **ret_reason)
         DeviceRecord *d = element;
         int r;
 
-        r = luv_json_get_string(o, "a device", "address", false, &d->address, ret_reason);
+        r = luv_json_get_fields(o, "a device", device_fields, d, ret_reason);
+        if (r >= 0)
+                r = luv_json_get_string(o, "a device", "plan", false, &d->plan, ret_reason);
         if (r < 0)
                 return r;
         if (!luv_pci_address_valid(d->address))
                 return luv_reason(ret_reason, -EBADMSG, "a device has no valid PCI address");
-        r = luv_json_get_string(o, d->address, "plugin", false, &d->plugin, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_string(o, d->address, "promise", false, &d->promise, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_string(o, d->address, "plan", false, &d->plan, ret_reason);
-        if (r < 0)
-                return r;
         /* It becomes the name of a socket. */
         if (!luv_machine_name_valid(d->plugin))
                 return luv_reason(ret_reason, -EBADMSG, "device %s has no valid plugin name", d->address);
@@ -602,23 +619,7 @@ static int parse_machine(struct json_object *o, MachineRecord **ret, char **ret_
 
         if (!m)
                 return -ENOMEM;
-        r = luv_json_get_string(o, where, "name", false, &m->name, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_string(o, where, "secret", false, &m->secret, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_string(o, where, "unit", true, &m->unit, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_string(o, where, "vmm", true, &m->vmm, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_string(o, where, "session", false, &m->session, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_u64(o, where, "uid", false, &m->uid, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_u64(o, where, "generation", false, &m->generation, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_u64(o, where, "serial", false, &m->serial, ret_reason);
-        if (r >= 0)
-                r = luv_json_get_u64(o, where, "stopped_usec", false, &m->stopped_usec, ret_reason);
+        r = luv_json_get_fields(o, where, machine_fields, m, ret_reason);
         if (r < 0)
                 return r;
         if (!luv_machine_name_valid(m->name))
@@ -707,13 +708,7 @@ static int write_anchor(struct json_object *o, const char *key, const TimelineAn
 
         r = add_object(o, key, &member);
         if (r >= 0)
-                r = luv_json_add_u64(member, "boottime_usec", a->boottime_usec);
-        if (r >= 0)
-                r = luv_json_add_u64(member, "realtime_usec", a->realtime_usec);
-        if (r >= 0)
-                r = luv_json_add_u64(member, "tsc", a->tsc);
-        if (r >= 0)
-                r = luv_json_add_u64(member, "tsc_khz", a->tsc_khz);
+                r = luv_json_add_fields(member, anchor_fields, a);
         return r;
 }
 
@@ -724,9 +719,7 @@ static int write_timeline(struct json_object *o, const Timeline *t)
 
         r = add_object(o, "timeline", &member);
         if (r >= 0)
-                r = luv_json_add_u64(member, "started_realtime_usec", t->started_realtime_usec);
-        if (r >= 0)
-                r = luv_json_add_u64(member, "started_usec", t->started_usec);
+                r = luv_json_add_fields(member, timeline_fields, t);
         if (r >= 0)
                 r = write_anchor(member, "outgoing", &t->outgoing);
         if (r >= 0)
@@ -736,15 +729,7 @@ static int write_timeline(struct json_object *o, const Timeline *t)
         for (size_t i = 0; i < t->n_phases && r >= 0; i++) {
                 r = append_object(phases, &phase);
                 if (r >= 0)
-                        r = luv_json_add_string(phase, "name", t->phases[i].name);
-                if (r >= 0)
-                        r = luv_json_add_string(phase, "machine", t->phases[i].machine);
-                if (r >= 0)
-                        r = luv_json_add_u64(phase, "start_usec", t->phases[i].start_usec);
-                if (r >= 0)
-                        r = luv_json_add_u64(phase, "end_usec", t->phases[i].end_usec);
-                if (r >= 0 && t->phases[i].incoming)
-                        r = luv_json_add_bool(phase, "incoming", true);
+                        r = luv_json_add_fields(phase, phase_fields, t->phases + i);
         }
         return r;
 }
@@ -754,13 +739,7 @@ static int write_host(struct json_object *o, const HostRecord *h)
         struct json_object *units = NULL, *sessions = NULL, *session;
         int r;
 
-        r = luv_json_add_string(o, "update_id", h->update_id);
-        if (r >= 0)
-                r = luv_json_add_string(o, "from_kernel", h->from_kernel);
-        if (r >= 0)
-                r = luv_json_add_string(o, "to_kernel", h->to_kernel);
-        if (r >= 0)
-                r = luv_json_add_string(o, "boot_id", h->boot_id);
+        r = luv_json_add_fields(o, host_fields, h);
         if (r >= 0)
                 r = write_timeline(o, &h->timeline);
         if (r >= 0)
@@ -772,11 +751,7 @@ static int write_host(struct json_object *o, const HostRecord *h)
         for (size_t i = 0; i < h->n_sessions && r >= 0; i++) {
                 r = append_object(sessions, &session);
                 if (r >= 0)
-                        r = luv_json_add_string(session, "machine", h->sessions[i].machine);
-                if (r >= 0)
-                        r = luv_json_add_string(session, "session", h->sessions[i].session);
-                if (r >= 0)
-                        r = luv_json_add_u64(session, "serial", h->sessions[i].serial);
+                        r = luv_json_add_fields(session, session_fields, h->sessions + i);
         }
         return r;
 }
@@ -788,17 +763,11 @@ static int write_fd(struct json_object *array, const FdRecord *f)
 
         r = append_object(array, &o);
         if (r >= 0)
-                r = luv_json_add_string(o, "name", f->name);
+                r = luv_json_add_fields(o, fd_fields, f);
         if (r >= 0)
                 r = luv_json_add_string(o, "kind", luv_fd_kind_to_string(f->kind));
         if (r >= 0)
                 r = luv_json_add_string(o, "outcome", luv_fd_outcome_to_string(f->outcome));
-        if (r >= 0)
-                r = luv_json_add_u64(o, "token", f->token);
-        if (r >= 0 && f->size > 0)
-                r = luv_json_add_u64(o, "size", f->size);
-        if (r >= 0)
-                r = luv_json_add_string(o, "device", f->device);
         return r;
 }
 
@@ -809,11 +778,8 @@ static int write_device(struct json_object *array, const DeviceRecord *d)
 
         r = append_object(array, &o);
         if (r >= 0)
-                r = luv_json_add_string(o, "address", d->address);
-        if (r >= 0)
-                r = luv_json_add_string(o, "plugin", d->plugin);
-        if (r >= 0)
-                r = luv_json_add_string(o, "promise", d->promise);
+                r = luv_json_add_fields(o, device_fields, d);
+        /* None is an empty one. */
         if (r >= 0)
                 r = luv_json_add_string(o, "plan", strempty(d->plan));
         return r;
@@ -824,23 +790,7 @@ static int write_machine(struct json_object *o, const MachineRecord *m)
         struct json_object *fds = NULL, *devices = NULL;
         int r;
 
-        r = luv_json_add_string(o, "name", m->name);
-        if (r >= 0)
-                r = luv_json_add_string(o, "secret", m->secret);
-        if (r >= 0)
-                r = luv_json_add_string(o, "unit", m->unit);
-        if (r >= 0)
-                r = luv_json_add_string(o, "vmm", m->vmm);
-        if (r >= 0)
-                r = luv_json_add_string(o, "session", m->session);
-        if (r >= 0)
-                r = luv_json_add_u64(o, "uid", m->uid);
-        if (r >= 0)
-                r = luv_json_add_u64(o, "generation", m->generation);
-        if (r >= 0)
-                r = luv_json_add_u64(o, "serial", m->serial);
-        if (r >= 0)
-                r = luv_json_add_u64(o, "stopped_usec", m->stopped_usec);
+        r = luv_json_add_fields(o, machine_fields, m);
         if (r >= 0)
                 r = add_array(o, "fds", &fds);
         for (size_t i = 0; i < m->n_fds && r >= 0; i++)

@@ -6,18 +6,20 @@
 #include "util/macro.h"
 
 /*
- * The documents that cross the jump. Host record: in the session "luvfio-host", token 0. Machine record: in
- * the machine's own session, token (serial << 16). Each is a sealed memfd: envelope {magic "LUVFIODC",
- * u16 version, u16 min_reader, u32 kind, u64 length of the JSON, u32 CRC-32C of all before it and of the
- * JSON}, little endian, then JSON of at most 16 MiB and 16 levels.
+ * The documents that cross the jump. Host record: in the session "luvfio-host", token 0, and once more as
+ * token 1: all machines are found by it, LUO cannot list sessions, and a retrieve that failed fails for
+ * ever. Machine record: in the machine's own session, token (serial << 16). Each is a sealed memfd: envelope
+ * {magic "LUVFIODC", u16 version, u16 min_reader, u32 kind, u64 length of the JSON, u32 CRC-32C of all
+ * before it and of the JSON}, little endian, then JSON of at most 16 MiB and 16 levels.
  */
 
 #define LUVFIO_HOST_SESSION "luvfio-host"
 #define LUVFIO_SESSION_PREFIX "luvfio-"
 #define LUVFIO_HOST_TOKEN UINT64_C(0)
+#define LUVFIO_HOST_COPY_TOKEN UINT64_C(1)
 #define LUVFIO_MACHINE_TOKEN(serial) ((uint64_t) (serial) << 16)
 #define LUVFIO_FDS_MAX 65535u /* in a machine: tokens serial << 16 | 1.. */
-/* 1.. : serial 0 would have the host record's token. */
+/* 1.. : serial 0 would have the host record's tokens. */
 #define LUVFIO_SERIAL_MAX ((UINT64_C(1) << 47) - 1)
 #define LUVFIO_PLAN_MAX ((size_t) 16 * 1024)
 

@@ -12,6 +12,11 @@
 #define HELD_RETRY_USEC (20 * USEC_PER_MSEC)
 #define HELD_LIMIT_USEC (10 * USEC_PER_SEC)
 
+/* A session that is there and cannot be had, for want of memory maybe. Asking for one leaves no trace in
+ * LUO. */
+#define FAILED_RETRY_USEC (100 * USEC_PER_MSEC)
+#define FAILED_LIMIT_USEC (2 * USEC_PER_SEC)
+
 typedef struct RestoreMachine RestoreMachine;
 
 /* A session on its way: from the fd store or the kernel, into the store, to its record. */
@@ -23,6 +28,7 @@ typedef struct RestoreSession {
         LuoSession *session;
         LuoCall *call;
         sd_event_source *retry_source;
+        uint64_t retry_until; /* 0: it has not failed */
 } RestoreSession;
 
 typedef struct RestoreDevice {
@@ -55,6 +61,7 @@ struct Restore {
 
         sd_event_source *start_source;
         RestoreSession host_session;
+        char *host_reason; /* why the first copy of the host record cannot be had */
         HostRecord *host;
         RestoreMachine *machines;
         size_t n_machines, n_machines_left;
@@ -86,6 +93,7 @@ static void restore_unref(Restore *r)
                 restore_machine_done(&r->machines[i]);
         free(r->machines);
         restore_session_done(&r->host_session);
+        free(r->host_reason);
         (void) luv_host_record_free(r->host);
         (void) luv_luo_unref(r->luo);
         (void) sd_event_unref(r->event);
@@ -228,6 +236,7 @@ static void machine_bind_devices(RestoreMachine *m)
 /* Sessions. */
 
 static void session_failed(RestoreSession *s, int error, const char *reason);
+static void session_get_record(RestoreSession *s);
 
 static void machine_record_read(RestoreMachine *m, int fd)
 {
@@ -254,6 +263,25 @@ static void machine_record_read(RestoreMachine *m, int fd)
 
 static void session_start(RestoreSession *s);
 
+/* All machines hang on this record. Not retrieved, or damaged: both stay so, but there is a second one. */
+static void host_record_failed(Restore *r, int error, const char *reason)
+{
+        RestoreSession *s = &r->host_session;
+
+        if (!reason)
+                reason = "out of memory";
+        if (s->token == LUVFIO_HOST_TOKEN) {
+                luv_log(LOG_WARNING, "The host's record is taken from its copy: %s", reason);
+                r->host_reason = strdup(reason);
+                s->token = LUVFIO_HOST_COPY_TOKEN;
+                session_get_record(s);
+                return;
+        }
+        /* Where there is no copy either, as at the hands of another version, the first one's is the reason.
+         */
+        restore_ended(r, error == -ENOENT ? -EBADMSG : error, r->host_reason ? r->host_reason : reason);
+}
+
 static void host_record_read(Restore *r, int fd)
 {
         _cleanup_free_ char *reason = NULL;
@@ -261,7 +289,7 @@ static void host_record_read(Restore *r, int fd)
 
         error = luv_host_record_read(fd, &r->host, &reason);
         if (error < 0) {
-                restore_ended(r, error, reason ? reason : "out of memory");
+                host_record_failed(r, error, reason);
                 return;
         }
         if (!CALL_BACK(r, found, r->host))
@@ -306,7 +334,10 @@ static void session_record_done(int error, int fd, void *userdata)
                 reason = luv_strf(error == -EINVAL ? "session %s did not come over a live update: %s"
                                                    : "the record in session %s cannot be retrieved: %s",
                                   s->name, strerror(-error));
-                session_failed(s, error, reason);
+                if (s->machine)
+                        session_failed(s, error, reason);
+                else
+                        host_record_failed(s->restore, error, reason);
                 return;
         }
         if (s->machine)
@@ -315,10 +346,22 @@ static void session_record_done(int error, int fd, void *userdata)
                 host_record_read(s->restore, record_fd);
 }
 
+static void session_get_record(RestoreSession *s)
+{
+        _cleanup_free_ char *reason = NULL;
+        int error;
+
+        error = luv_luo_session_retrieve_fd(s->session, s->token, s->restore->deadline, session_record_done,
+                                            s, &s->call);
+        if (error >= 0)
+                return;
+        reason = luv_strf("the record in session %s cannot be asked for: %s", s->name, strerror(-error));
+        session_failed(s, error, reason);
+}
+
 /* It is ours now: into the store before anything else. */
 static void session_have(RestoreSession *s, bool stored)
 {
-        _cleanup_free_ char *reason = NULL;
         Restore *r = s->restore;
         int error;
 
@@ -330,13 +373,7 @@ static void session_have(RestoreSession *s, bool stored)
                                              "Cannot put session %s into the service manager's store",
                                              s->name);
         }
-        error = luv_luo_session_retrieve_fd(s->session, s->token, r->deadline, session_record_done, s,
-                                            &s->call);
-        if (error < 0) {
-                reason = luv_strf("the record in session %s cannot be asked for: %s", s->name,
-                                  strerror(-error));
-                session_failed(s, error, reason);
-        }
+        session_get_record(s);
 }
 
 static int session_retrieve(RestoreSession *s);
@@ -356,11 +393,35 @@ static int dispatch_retry(sd_event_source *source, uint64_t usec, void *userdata
         return 0;
 }
 
+/* Whether it is worth asking again for a session, and was arranged. */
+static bool session_try_again(RestoreSession *s, int error)
+{
+        uint64_t now = luv_now_usec(), until, delay;
+        Restore *r = s->restore;
+
+        switch (error) {
+        case -ENOENT:
+        case -ENODEV:
+        case -ETIME:
+                return false;
+        case -EINVAL:
+                until = r->held_until;
+                delay = HELD_RETRY_USEC;
+                break;
+        default:
+                if (s->retry_until == 0)
+                        s->retry_until = now + FAILED_LIMIT_USEC;
+                until = s->retry_until;
+                delay = FAILED_RETRY_USEC;
+        }
+        return now < until && sd_event_add_time_relative(r->event, &s->retry_source, CLOCK_BOOTTIME, delay,
+                                                         USEC_PER_MSEC, dispatch_retry, s) >= 0;
+}
+
 static void session_retrieved(int error, LuoSession *session, void *userdata)
 {
         _cleanup_free_ char *reason = NULL;
         RestoreSession *s = userdata;
-        Restore *r = s->restore;
 
         s->call = luv_luo_call_free(s->call);
         if (error >= 0) {
@@ -368,9 +429,7 @@ static void session_retrieved(int error, LuoSession *session, void *userdata)
                 session_have(s, false);
                 return;
         }
-        if (error == -EINVAL && luv_now_usec() < r->held_until &&
-            sd_event_add_time_relative(r->event, &s->retry_source, CLOCK_BOOTTIME, HELD_RETRY_USEC,
-                                       USEC_PER_MSEC, dispatch_retry, s) >= 0)
+        if (session_try_again(s, error))
                 return;
         reason = error == -EINVAL
                                  ? luv_strf("session %s is held by another process", s->name)
@@ -417,11 +476,17 @@ static void session_failed(RestoreSession *s, int error, const char *reason)
         RestoreMachine *m = s->machine;
         Restore *r = s->restore;
 
-        if (m) {
-                if (error != -ENOENT || s->session || !r->callbacks.gone)
-                        machine_stranded(m, reason);
-                else if (CALL_BACK(r, gone, m->listed->machine))
+        if (m && error == -ENOENT && r->callbacks.gone) {
+                /* Where the fd was stored, it is that of a session that has nothing in it any more. */
+                if (s->session)
+                        (void) luv_fd_store_remove(r->store, s->name);
+                s->session = luv_luo_session_unref(s->session);
+                if (CALL_BACK(r, gone, m->listed->machine))
                         machine_left(r);
+                return;
+        }
+        if (m) {
+                machine_stranded(m, reason);
                 return;
         }
         /* No such session, or no LUO at all: this is a cold boot. */

@@ -23,8 +23,9 @@ typedef struct RestoreCallbacks {
         /* All devices of a machine are back. RECORD and SESSION are the callee's. */
         void (*ready)(MachineRecord *record, LuoSession *session, void *userdata);
         /*
-         * The host record names a machine whose session the kernel does not have (any more): an earlier
-         * incarnation finished it, and was killed before it was done with the others. May be NULL: stranded.
+         * The host record names a machine whose session the kernel does not have (any more), or has with
+         * nothing in it: an earlier incarnation finished it, and was killed before it was done with the
+         * others. May be NULL: stranded.
          */
         void (*gone)(const char *machine, void *userdata);
         /* RECORD and SESSION may be NULL (could not be had); the callee's. */

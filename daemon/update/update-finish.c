@@ -358,7 +358,11 @@ static void discard_end(UpdateMachine *um, int error, const char *reason)
                                                .machine = m->name,
                                                .session = m->session_name,
                                },
-                               "Machine %s was given up, its memory is freed", m->name);
+                               m->session ? "Machine %s was given up, its memory is freed"
+                                          : "Machine %s was given up",
+                               m->name);
+                if (u->lost && luv_strv_extend(&u->given_up, m->name) < 0)
+                        luv_log_error(-ENOMEM, "That machine %s was given up is not noted", m->name);
                 luv_machine_forget(m);
                 luv_update_release_host_session(u);
         }

@@ -206,6 +206,14 @@ static int on_jump(sd_event_source *s, void *userdata)
         return 0;
 }
 
+static void on_host_record(int error, void *userdata);
+
+static int preserve_record(Update *u, int fd, uint64_t token)
+{
+        return luv_luo_session_preserve(u->host_session, fd, token, luv_now_usec() + RETRIEVE_DEADLINE_USEC,
+                                        on_host_record, u, &u->host_call);
+}
+
 static void on_host_record(int error, void *userdata)
 {
         Update *u = userdata;
@@ -216,6 +224,13 @@ static void on_host_record(int error, void *userdata)
                 luv_update_fail(u, NULL, "the host's record cannot be preserved: %s", strerror(-error));
                 return;
         }
+        if (u->host_copy_fd >= 0) {
+                r = preserve_record(u, u->host_copy_fd, LUVFIO_HOST_COPY_TOKEN);
+                u->host_copy_fd = safe_close(u->host_copy_fd);
+                if (r < 0)
+                        luv_update_fail(u, NULL, "the host's record cannot be preserved: %s", strerror(-r));
+                return;
+        }
         /* When everything else has been said. */
         r = sd_event_add_defer(u->config.event, &u->jump_source, on_jump, u);
         if (r >= 0)
@@ -224,8 +239,9 @@ static void on_host_record(int error, void *userdata)
                 luv_update_fail(u, NULL, "the event loop failed: %s", strerror(-r));
 }
 
-static int write_host_record(Update *u, int *ret_fd)
+static int write_host_record(Update *u, int *ret_fd, int *ret_copy_fd)
 {
+        _cleanup_close_ int fd = -EBADF;
         size_t n = luv_machine_registry_size(u->config.machines), k = 0;
         _cleanup_free_ SessionRecord *sessions = NULL;
         _cleanup_free_ char *boot_id = NULL;
@@ -264,7 +280,14 @@ static int write_host_record(Update *u, int *ret_fd)
                 .sessions = sessions,
                 .n_sessions = k,
         };
-        return luv_host_record_write(&h, ret_fd);
+        r = luv_host_record_write(&h, &fd);
+        if (r < 0)
+                return r;
+        r = luv_host_record_write(&h, ret_copy_fd);
+        if (r < 0)
+                return r;
+        *ret_fd = TAKE_FD(fd);
+        return 0;
 }
 
 static void preserve_host_record(Update *u)
@@ -275,11 +298,10 @@ static void preserve_host_record(Update *u)
         luv_log_struct(LOG_NOTICE,
                        &(LogFields) { .message_id = LUVFIO_MESSAGE_UPDATE_JUMP, .update_id = u->id },
                        "Leaving kernel %s for %s", u->from_kernel, u->to_kernel);
-        r = write_host_record(u, &fd);
+        u->host_copy_fd = safe_close(u->host_copy_fd);
+        r = write_host_record(u, &fd, &u->host_copy_fd);
         if (r >= 0)
-                r = luv_luo_session_preserve(u->host_session, fd, LUVFIO_HOST_TOKEN,
-                                             luv_now_usec() + RETRIEVE_DEADLINE_USEC, on_host_record, u,
-                                             &u->host_call);
+                r = preserve_record(u, fd, LUVFIO_HOST_TOKEN);
         if (r < 0)
                 luv_update_fail(u, NULL, "the host's record cannot be written: %s", strerror(-r));
 }

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <sys/utsname.h>
 
+#include "report/history.h"
 #include "report/messages.h"
 #include "update/update-private.h"
 #include "util/io.h"
@@ -181,7 +182,48 @@ static void on_stranded(const char *machine, const char *reason, MachineRecord *
         luv_update_strand(um, reason);
 }
 
-/* Which machines there were is not known then. Their memory and devices stay as they are until a reboot. */
+/*
+ * luvfiod was killed after the machine's FINISH, and before it had noted so. Only what confirmed that it
+ * runs is finished, so its VMM is one that is known from before.
+ */
+static void on_gone(const char *machine, void *userdata)
+{
+        Update *u = userdata;
+        UpdateMachine *um;
+
+        if (is_finished(u, machine))
+                return;
+        um = find_incoming(u, machine);
+        if (!um)
+                return;
+        if (um->machine->state != MACHINE_RUNNING) {
+                luv_update_strand(um, "the kernel has no session of it");
+                return;
+        }
+        um->incoming = false;
+        um->finished = true;
+        if (luv_strv_extend(&u->finished, machine) < 0)
+                luv_log_error(-ENOMEM, "That machine %s runs again is not noted", machine);
+        luv_log_info("Machine %s had been finished already", machine);
+}
+
+/* What is lost for good is found lost by every later run of the daemon in this boot. */
+static bool was_reported(Update *u, const char *reason)
+{
+        _cleanup_(luv_report_freep) Report *last = NULL;
+        uint64_t booted = luv_realtime_usec() - luv_now_usec();
+
+        if (luv_history_find(u->config.state_dir, NULL, &last) < 0)
+                return false;
+        return last->result == REPORT_STRANDED && streq_ptr(last->reason, reason) &&
+               last->started_realtime_usec >= booted;
+}
+
+/*
+ * Which machines there were is not known then. Their memory and devices stay as they are until a reboot, and
+ * whoever registers is stranded too, if it is not given up: it may have been one of them, and must not find
+ * itself started afresh without a word.
+ */
 static void lose_host_record(Update *u, int error, const char *reason)
 {
         _cleanup_free_ char *text =
@@ -196,10 +238,11 @@ static void lose_host_record(Update *u, int error, const char *reason)
         luv_log_struct(LOG_ERR,
                        &(LogFields) { .message_id = LUVFIO_MESSAGE_UPDATE_STRANDED, .error = error }, "%s",
                        text ? text : reason);
-        if (luv_free_and_strdup(&u->lost, text) < 0 || uname(&name) < 0)
+        if (luv_free_and_strdup(&u->lost, text ? text : reason) < 0 || uname(&name) < 0 ||
+            was_reported(u, u->lost))
                 return;
         luv_random_id(id);
-        r = luv_report_new(id, REPORT_STRANDED, text, "", name.release, &report);
+        r = luv_report_new(id, REPORT_STRANDED, u->lost, "", name.release, &report);
         if (r < 0) {
                 luv_log_error(r, "The report of this is lost");
                 return;
@@ -220,8 +263,11 @@ static void on_done(int error, const char *reason, HostRecord *host, LuoSession 
         u->host = host;
         if (error < 0 || !host) {
                 /* Nothing is known of any machine. A cold boot ends here too. */
-                if (error != -ENOENT)
+                if (error != -ENOENT) {
                         lose_host_record(u, error, reason ? reason : strerror(-error));
+                        /* The next update's is stored under the same name. The kernel keeps this one. */
+                        (void) luv_fd_store_remove(u->config.store, LUVFIO_HOST_SESSION);
+                }
                 (void) luv_update_transition(u, UPDATE_IDLE);
                 luv_update_journal_remove(u->config.runtime_dir);
                 u->host = luv_host_record_free(u->host);
@@ -266,6 +312,7 @@ static void on_done(int error, const char *reason, HostRecord *host, LuoSession 
 static const RestoreCallbacks restore_callbacks = {
         .found = on_found,
         .ready = on_ready,
+        .gone = on_gone,
         .stranded = on_stranded,
         .done = on_done,
 };
@@ -325,6 +372,27 @@ int luv_update_start(Update *u, bool jumped)
 }
 
 /* VMMs. */
+
+bool luv_update_may_be_lost(const Update *u, const char *name)
+{
+        return u->lost && !luv_strv_contains(u->given_up, name);
+}
+
+int luv_update_strand_lost(Update *u, Machine *m)
+{
+        _cleanup_free_ char *reason = NULL;
+        UpdateMachine *um;
+
+        um = luv_update_machine(u, m);
+        reason = luv_strf("%s; where it was one of them, its memory and devices are kept until the host is "
+                          "rebooted. Given up (luvfioctl discard %s) it can start afresh",
+                          u->lost, m->name);
+        if (!um || !reason)
+                return -ENOMEM;
+        um->incoming = true;
+        luv_update_strand(um, reason);
+        return 0;
+}
 
 int luv_update_returned(Update *u, Machine *m)
 {

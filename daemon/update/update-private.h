@@ -121,6 +121,7 @@ struct Update {
         /* Outgoing. */
         LuoSession *host_session;
         LuoCall *host_call;
+        int host_copy_fd; /* the host's record once more, until it is preserved */
         sd_event_source *host_retry;
         uint64_t host_deadline;
         sd_bus_slot *units_slot;
@@ -147,6 +148,7 @@ struct Update {
         unsigned host_finish_tries;
         sd_event_source *host_finish_retry;
         char *lost;      /* why the last host record could not be read */
+        char **given_up; /* machines that may have been in it, and start afresh */
         char **finished; /* names, for the journal */
 
         Report *last_report;

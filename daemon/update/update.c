@@ -541,6 +541,7 @@ void luv_update_reset(Update *u)
         u->frozen = luv_strv_free(u->frozen);
         u->n_frozen = 0;
         u->host_session = luv_luo_session_unref(u->host_session);
+        u->host_copy_fd = safe_close(u->host_copy_fd);
         luv_timeline_done(&u->timeline);
         for (size_t i = 0; i < n; i++) {
                 UpdateMachine *um = luv_machine_registry_at(u->config.machines, i)->update;
@@ -567,7 +568,7 @@ int luv_update_new(const UpdateConfig *config, const UpdateCallbacks *callbacks,
         if (callbacks)
                 u->callbacks = *callbacks;
         u->userdata = userdata;
-        u->kernel_fd = u->initrd_fd = -EBADF;
+        u->kernel_fd = u->initrd_fd = u->host_copy_fd = -EBADF;
         if (!config->simulated) {
                 r = luv_units_new(config->event, &u->units);
                 if (r < 0)
@@ -596,6 +597,7 @@ Update *luv_update_free(Update *u)
         luv_update_journal_free(u->journal);
         luv_strv_free(u->finished);
         free(u->lost);
+        luv_strv_free(u->given_up);
         sd_event_source_disable_unref(u->queue_source);
         sd_event_source_disable_unref(u->undo_source);
         luv_units_free(u->units);

@@ -134,6 +134,11 @@ bool luv_update_takes_machines(const Update *u);
 int luv_update_start(Update *u, bool jumped);
 /* False until it is known which machines came over the jump, if any. */
 bool luv_update_knows_machines(const Update *u);
+/* Whether the record of what came over is lost for good, so that a new machine of this name may have been in
+ * it. */
+bool luv_update_may_be_lost(const Update *u, const char *name);
+/* Strands it for that; Discard lets it start afresh. */
+int luv_update_strand_lost(Update *u, Machine *m);
 
 /* Runs all checks. DONE is called once, never from within. */
 typedef struct UpdateCheck UpdateCheck;

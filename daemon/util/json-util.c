@@ -221,3 +221,52 @@ int luv_json_add_bool(struct json_object *o, const char *key, bool v)
 {
         return luv_json_add(o, key, json_object_new_boolean(v));
 }
+
+int luv_json_get_fields(struct json_object *o, const char *where, const JsonField *fields, void *ret,
+                        char **ret_reason)
+{
+        for (const JsonField *f = fields; f->key; f++) {
+                void *member = (uint8_t *) ret + f->offset;
+                int r;
+
+                switch (f->type) {
+                case json_type_string:
+                        r = luv_json_get_string(o, where, f->key, f->nullable, member, ret_reason);
+                        break;
+                case json_type_int:
+                        r = luv_json_get_u64(o, where, f->key, f->nullable, member, ret_reason);
+                        break;
+                default:
+                        assert(f->type == json_type_boolean);
+                        r = luv_json_get_bool(o, where, f->key, f->nullable, member, ret_reason);
+                }
+                if (r < 0)
+                        return r;
+        }
+        return 0;
+}
+
+int luv_json_add_fields(struct json_object *o, const JsonField *fields, const void *from)
+{
+        for (const JsonField *f = fields; f->key; f++) {
+                const void *member = (const uint8_t *) from + f->offset;
+                int r = 0;
+
+                switch (f->type) {
+                case json_type_string:
+                        r = luv_json_add_string(o, f->key, *(char *const *) member);
+                        break;
+                case json_type_int:
+                        if (!f->nullable || *(const uint64_t *) member > 0)
+                                r = luv_json_add_u64(o, f->key, *(const uint64_t *) member);
+                        break;
+                default:
+                        assert(f->type == json_type_boolean);
+                        if (!f->nullable || *(const bool *) member)
+                                r = luv_json_add_bool(o, f->key, *(const bool *) member);
+                }
+                if (r < 0)
+                        return r;
+        }
+        return 0;
+}

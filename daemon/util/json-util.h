@@ -35,6 +35,26 @@ int luv_json_get_u64(struct json_object *o, const char *where, const char *key, 
 int luv_json_get_bool(struct json_object *o, const char *where, const char *key, bool nullable, bool *ret,
                       char **ret_reason);
 
+/* Members of an object that are members of a struct: how they are read and how they are written in one. */
+typedef struct JsonField {
+        const char *key; /* NULL: the end */
+        enum json_type type;
+        size_t offset;
+        bool nullable; /* not written where it is NULL, 0 or false */
+} JsonField;
+
+#define JSON_STRING(struct_type, member, nullable)                                                          \
+        { #member, json_type_string, offsetof(struct_type, member), nullable }
+#define JSON_U64(struct_type, member, nullable)                                                             \
+        { #member, json_type_int, offsetof(struct_type, member), nullable }
+#define JSON_BOOL(struct_type, member, nullable)                                                            \
+        { #member, json_type_boolean, offsetof(struct_type, member), nullable }
+
+/* On failure what was read stays in the struct, whose owner frees it. */
+int luv_json_get_fields(struct json_object *o, const char *where, const JsonField *fields, void *ret,
+                        char **ret_reason);
+int luv_json_add_fields(struct json_object *o, const JsonField *fields, const void *from);
+
 /* Add a member, or an element; a NULL string adds nothing. -ENOMEM. */
 int luv_json_add(struct json_object *o, const char *key, struct json_object *value /* taken */);
 int luv_json_append(struct json_object *array, struct json_object *value /* taken */);

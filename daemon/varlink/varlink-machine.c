@@ -169,6 +169,13 @@ static int note(Machine *m)
         return r;
 }
 
+static int error_stranded(Connection *c, const Machine *m)
+{
+        return sd_varlink_errorbo(c->link, VL_ERROR_MACHINE("Stranded"),
+                                  SD_JSON_BUILD_PAIR_STRING("machine", m->name),
+                                  SD_JSON_BUILD_PAIR_STRING("reason", strempty(m->reason)));
+}
+
 static int register_new(Connection *c, const char *name, const char *vmm)
 {
         _cleanup_(luv_machine_owner_done) MachineOwner owner = { .pidfd = -EBADF };
@@ -193,6 +200,14 @@ static int register_new(Connection *c, const char *name, const char *vmm)
         if (luv_free_and_strdup(&m->vmm, vmm) < 0) {
                 luv_machine_forget(m);
                 return -ENOMEM;
+        }
+        if (luv_update_may_be_lost(c->server->config.update, name)) {
+                r = luv_update_strand_lost(c->server->config.update, m);
+                if (r < 0) {
+                        luv_machine_forget(m);
+                        return r;
+                }
+                return error_stranded(c, m);
         }
         (void) note(m);
         luv_log_struct(LOG_INFO,
@@ -246,9 +261,7 @@ static int register_again(Connection *c, Machine *m, const RegisterParameters *p
                                                : VL_ERROR_MACHINE("MachineExists"),
                                      m->name);
         if (m->state == MACHINE_STRANDED && luv_update_returned(c->server->config.update, m) == -ESTALE)
-                return sd_varlink_errorbo(c->link, VL_ERROR_MACHINE("Stranded"),
-                                          SD_JSON_BUILD_PAIR_STRING("machine", m->name),
-                                          SD_JSON_BUILD_PAIR_STRING("reason", strempty(m->reason)));
+                return error_stranded(c, m);
         alive = luv_machine_is_alive(m);
         proven = luv_machine_is_secret(m, p->secret);
         /* Root may speak for any machine, but two VMMs of root that took the same name are a mistake. */

@@ -58,7 +58,7 @@ def before_jump(operation):
 
 def after_jump(operation):
     """As above; at most one machine is stranded, and it can be given up or comes back."""
-    failed = host_lost = 0
+    failed = 0
     for n in range(1, AFTER[operation] + 2):
         with tempfile.TemporaryDirectory() as folder, Daemon(
             f"--simulate-fail={operation}:{n}",
@@ -67,16 +67,10 @@ def after_jump(operation):
         ) as d:
             sim_log = pathlib.Path(folder) / "log"
             vmms = machines(d)
-            before = len(d.log())
             d.jump()
             for v in vmms:
                 v.wait_dead()
             d.wait_for(lambda: d.state() in ("resuming", "finishing", "idle"), "the daemon is through restoring")
-            if "host's record" in d.log()[before:]:
-                # Everything hangs on that one; it is said, and the daemon goes on.
-                d.wait_state("idle")
-                host_lost += 1
-                continue
             new = {}
             troubled = set()
             for v in vmms:
@@ -106,17 +100,16 @@ def after_jump(operation):
                 for name in stranded:
                     d.host("Discard", {"machine": name})
                     true(name not in d.machines(), f"{operation} {n}: {name} is there after Discard")
-            elif operation == "finish":
-                # Tried again: nobody is stranded for it.
+            elif f"fault {operation}" in sim_log.read_text():
+                # Tried again, or there is a copy of the host's record: nobody is stranded for it.
                 failed += 1
-            if not stranded and not troubled and f"fault {operation}" not in sim_log.read_text():
+            elif not troubled:
                 # Not that many calls in one update.
                 break
             # The others can be updated again.
             d.update([v for name, v in new.items() if name not in stranded])
             equal(d.last()["result"], "done", f"{operation} {n}: the next update")
     true(failed, f"no call of {operation} failed")
-    true(host_lost <= 1, f"the host's record was lost {host_lost} times")
 
 
 for _operation in BEFORE:

@@ -11,7 +11,7 @@ import tempfile
 
 import tap
 import vmm
-from luvfiod import HOST, Daemon
+from luvfiod import HOST, MACHINE, Daemon
 from tap import equal, raises, test, true
 
 EVENTS = {"prepare": "staging", "quiesce": "quiescing", "commit": "handing_over"}
@@ -208,6 +208,39 @@ def disk_full():
     finally:
         subprocess.run(["umount", folder], check=True)
         os.rmdir(folder)
+
+
+@test
+def host_record_lost():
+    """the host's record cannot be had: nobody starts afresh without a word, each is stranded until it is given up"""
+    with Daemon("--simulate-fail=retrieve:1,retrieve:2:ENOMEM") as d:
+        old = [d.vmm("a"), d.vmm("b")]
+        d.jump()
+        for v in old:
+            v.wait_dead()
+        d.wait_state("idle")
+        equal(d.machines(), {}, "machines that are known of")
+        equal(d.last()["result"], "stranded", "result")
+        true("record of the update" in d.last()["reason"], f"reason {d.last()['reason']}")
+        equal(d.host("History")["updates"][0]["reason"], d.last()["reason"], "in the history")
+        true(any(f["id"] == "host-record-lost" for f in d.findings()), "check says nothing")
+        for n, name in enumerate(("a", "b", "never-seen")):
+            v = d.vmm(name, start=False)
+            for _ in range(2):
+                e = raises(MACHINE + "Stranded", v.register, machine=name)
+                true("luvfioctl discard" in e.parameters["reason"], f"reason {e.parameters['reason']}")
+            equal(d.machines()[name]["state"], "stranded", f"state of {name}")
+            equal(d.host("Describe")["stranded"], n + 1, "number of the stranded")
+            # It stays so when its VMM ends, for another one too.
+            v.kill()
+            raises(MACHINE + "Stranded", d.vmm(name, start=False).register, machine=name)
+        equal(d.check()["ready"], False, "ready")
+        for name in ("a", "b", "never-seen"):
+            d.host("Discard", {"machine": name})
+        equal(d.machines(), {}, "machines, when all are given up")
+        new = [d.vmm("a"), d.vmm("b")]
+        d.update(new)
+        equal(d.last()["result"], "done", "the next update")
 
 
 @test

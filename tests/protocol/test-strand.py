@@ -149,8 +149,8 @@ def dies_before_retrieve():
 @test
 def stranded_error():
     """Stranded: with the reason, where a session could not be had"""
-    # The first two are the host's: at the start, and after the jump.
-    with Daemon("--simulate-fail=retrieve_session:3", DEADLINE) as d:
+    # The first two are the host's: at the start, and after the jump. It is tried again for a while.
+    with Daemon("--simulate-fail=retrieve_session:3,retrieve_session:5+", DEADLINE) as d:
         jump_with(d, ("a", "b"))
         d.wait_state("idle")
         stranded = [n for n, m in d.machines().items() if m["state"] == "stranded"]

@@ -218,7 +218,7 @@ START_TEST(fault_specs)
         static const char *const wrong[] = {
                 "",          "create",         "create:",    "create:x",      "create:0",
                 "nothing:1", "create:1:EWHAT", "create:1:0", "create:1:5000", "create:1,",
-                ":1"
+                ":1",        "create:+",       "create:0+",  "create:1++"
         };
         _cleanup_(luv_luo_unrefp) Luo *l = NULL;
         Luo *none = NULL;
@@ -228,10 +228,12 @@ START_TEST(fault_specs)
                               "%s", wrong[i]);
                 ck_assert_ptr_null(none);
         }
-        l = new_luo("probe:2:ENOENT,create:1,create:3:13");
+        l = new_luo("probe:2:ENOENT,probe:4+,create:1,create:3:13");
         ck_assert_int_eq(luv_luo_probe(l), 0);
         ck_assert_int_eq(luv_luo_probe(l), -ENOENT);
         ck_assert_int_eq(luv_luo_probe(l), 0);
+        for (size_t i = 0; i < 3; i++)
+                ck_assert_int_eq(luv_luo_probe(l), -EIO);
         for (size_t i = 0; i < 3; i++) {
                 _cleanup_(luv_luo_session_unrefp) LuoSession *s = NULL;
 

@@ -185,24 +185,45 @@ static void add_session(const char *name, uint64_t token, int fd)
         sessions = grown;
 }
 
-static void add_host(size_t n, ...)
+/* Its first record is FD, or as it should be if that is negative. */
+static void add_host_v(int fd, size_t n, va_list ap)
 {
         _cleanup_free_ SessionRecord *listed = calloc(n, sizeof(SessionRecord));
         HostRecord h = { .update_id = (char *) ID, .sessions = listed, .n_sessions = n };
-        va_list ap;
-        int fd;
+        int copy;
 
-        va_start(ap, n);
         for (size_t i = 0; i < n; i++) {
                 listed[i].machine = va_arg(ap, char *);
                 listed[i].session = luv_strf("luvfio-%s-1", listed[i].machine);
                 listed[i].serial = i + 1;
         }
-        va_end(ap);
-        ck_assert_int_eq(luv_host_record_write(&h, &fd), 0);
-        add_session(LUVFIO_HOST_SESSION, LUVFIO_HOST_TOKEN, fd);
+        if (fd < 0)
+                ck_assert_int_eq(luv_host_record_write(&h, &fd), 0);
+        ck_assert_int_eq(luv_host_record_write(&h, &copy), 0);
+        sessions = luv_strf("{\"name\":\"" LUVFIO_HOST_SESSION
+                            "\",\"files\":[{\"token\":0,\"fd\":%i},{\"token\":1,\"fd\":%i}]}",
+                            fd, copy);
+        ck_assert_ptr_nonnull(sessions);
         for (size_t i = 0; i < n; i++)
                 free(listed[i].session);
+}
+
+static void add_host(size_t n, ...)
+{
+        va_list ap;
+
+        va_start(ap, n);
+        add_host_v(-EBADF, n, ap);
+        va_end(ap);
+}
+
+static void add_host_with(int fd, size_t n, ...)
+{
+        va_list ap;
+
+        va_start(ap, n);
+        add_host_v(fd, n, ap);
+        va_end(ap);
 }
 
 static int machine_record(const char *name, uint64_t serial, const char *plan, const char *second_plan)
@@ -330,6 +351,35 @@ START_TEST(stranded)
 }
 END_TEST
 
+/* Finished by one before us that was killed before it took the session out of the store. */
+START_TEST(finished_in_store)
+{
+        LuoSession *s;
+        char pid[16];
+
+        add_host(2, "a", "b");
+        add_machine("a", 1, "x", NULL);
+        add_machine("b", 2, NULL, NULL);
+        boot(NULL);
+        ck_assert_int_eq(do_retrieve_session(event, luo, "luvfio-a-1", &s), 0);
+        ck_assert_int_eq(do_finish(event, s), 0);
+        ck_assert_int_eq(dup3(luv_luo_session_get_fd(s), 3, O_CLOEXEC), 3);
+        luv_luo_session_unref(s);
+        (void) snprintf(pid, sizeof(pid), "%i", getpid());
+        ck_assert_int_eq(setenv("LISTEN_PID", pid, 1), 0);
+        ck_assert_int_eq(setenv("LISTEN_FDS", "1", 1), 0);
+        ck_assert_int_eq(setenv("LISTEN_FDNAMES", "luvfio-a-1", 1), 0);
+        store = luv_fd_store_free(store);
+        ck_assert_int_eq(luv_fd_store_new(&store), 0);
+        run();
+        ck_assert_int_eq(over_error, 0);
+        ck_assert_ptr_nonnull(strstr(told, "gone a\n"));
+        ck_assert_ptr_nonnull(strstr(told, "ready b luvfio-b-1\n"));
+        /* Kept for the next one. */
+        ck_assert_int_eq(dup2(STDIN_FILENO, 3), 3);
+}
+END_TEST
+
 START_TEST(gone_is_stranded)
 {
         callbacks.gone = NULL;
@@ -348,12 +398,13 @@ START_TEST(failing_kernel)
         add_host(2, "a", "b");
         add_machine("a", 1, NULL, NULL);
         add_machine("b", 2, NULL, NULL);
-        boot("retrieve_session:1:EBUSY,retrieve_session:3:EIO,retrieve:2:ENOMEM");
+        boot("retrieve_session:1:EBUSY,retrieve_session:3:EIO,retrieve_session:5+:EIO,retrieve:2:ENOMEM");
         run();
-        ck_assert_str_eq(told,
-                         "found 2\nstranded a: session luvfio-a-1 cannot be retrieved: Input/output error\n"
-                         "stranded b session: the record in session luvfio-b-1 cannot be retrieved: Cannot "
-                         "allocate memory\ndone record session\n");
+        ck_assert_str_eq(
+                        told,
+                        "found 2\nstranded b session: the record in session luvfio-b-1 cannot be retrieved: "
+                        "Cannot allocate memory\nstranded a: session luvfio-a-1 cannot be retrieved: "
+                        "Input/output error\ndone record session\n");
 }
 END_TEST
 
@@ -379,10 +430,57 @@ START_TEST(no_host_record)
 }
 END_TEST
 
+/* A session that cannot be had is asked for again; nobody hears of it. */
+START_TEST(session_later)
+{
+        add_host(1, "a");
+        add_machine("a", 1, NULL, NULL);
+        boot("retrieve_session:1:ENOMEM,retrieve_session:2:ENFILE,retrieve_session:4:EIO");
+        run();
+        ck_assert_int_eq(over_error, 0);
+        ck_assert_str_eq(told, "found 1\nready a luvfio-a-1\ndone record session\n");
+}
+END_TEST
+
+/* The host's record is there twice. */
+START_TEST(host_copy)
+{
+        add_host(1, "a");
+        add_machine("a", 1, NULL, NULL);
+        boot("retrieve:1:ENOMEM");
+        run();
+        ck_assert_int_eq(over_error, 0);
+        ck_assert_str_eq(told, "found 1\nready a luvfio-a-1\ndone record session\n");
+}
+END_TEST
+
+START_TEST(host_copy_of_damaged)
+{
+        add_host_with(make_memfd("x", "nonsense"), 1, "a");
+        add_machine("a", 1, NULL, NULL);
+        boot(NULL);
+        run();
+        ck_assert_int_eq(over_error, 0);
+        ck_assert_str_eq(told, "found 1\nready a luvfio-a-1\ndone record session\n");
+}
+END_TEST
+
+START_TEST(host_copy_fails_too)
+{
+        add_host(1, "a");
+        add_machine("a", 1, NULL, NULL);
+        boot("retrieve:1:ENOMEM,retrieve:2:EIO");
+        run();
+        ck_assert_int_eq(over_error, -EIO);
+        ck_assert_str_eq(told, "done session: the record in session luvfio-host cannot be retrieved: Cannot "
+                               "allocate memory\n");
+}
+END_TEST
+
 START_TEST(host_fails)
 {
         add_host(0);
-        boot("retrieve_session:1:EIO");
+        boot("retrieve_session:1+:EIO");
         run();
         ck_assert_int_eq(over_error, -EIO);
         ck_assert_str_eq(told, "done: session luvfio-host cannot be retrieved: Input/output error\n");
@@ -534,10 +632,15 @@ int main(void)
         tcase_add_test(c, all_well);
         tcase_add_test(c, no_machines);
         tcase_add_test(c, stranded);
+        tcase_add_test(c, finished_in_store);
         tcase_add_test(c, gone_is_stranded);
         tcase_add_test(c, failing_kernel);
         tcase_add_test(c, damaged_host);
         tcase_add_test(c, no_host_record);
+        tcase_add_test(c, session_later);
+        tcase_add_test(c, host_copy);
+        tcase_add_test(c, host_copy_of_damaged);
+        tcase_add_test(c, host_copy_fails_too);
         tcase_add_test(c, host_fails);
         tcase_add_test(c, held);
         tcase_add_test(c, held_for_ever);
