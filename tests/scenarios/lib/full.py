@@ -43,6 +43,8 @@ def overlay():
     library = next(installed.glob("usr/lib/**/libluvfio.so")).parent
     compile_c("rogue-vmm.c", tree / "usr/lib/rogue/rogue-vmm", f"-I{installed}/usr/include", f"-L{library}",
               "-lluvfio", "-lsystemd", "-pthread")
+    compile_c("legacy-kexec.c", tree / "usr/lib/rogue/legacy-kexec", "-static")
+    compile_c("eio.c", tree / "usr/lib/rogue/eio.so", "-shared", "-fPIC")
     shutil.copy(HERE / "guest.sh", tree / "usr/lib/rogue/guest.sh")
     (tree / "usr/lib/systemd/system/rogue@.service").write_text(UNIT)
     return tree

@@ -30,13 +30,13 @@ check() {
         fi
 }
 
-# refused WHAT CODE PATTERN COMMAND...: the command ends with the exit code, and what it says matches.
+# refused WHAT CODE PATTERN COMMAND...: the command ends with the exit code (a pattern too), and what it says matches.
 refused() {
         what=$1 code=$2 pattern=$3
         shift 3
         "$@" >/tmp/said 2>&1
         rc=$?
-        if [ "$rc" -eq "$code" ] && grep -Eq "$pattern" /tmp/said; then
+        if echo "$rc" | grep -Eqx "$code" && grep -Eq "$pattern" /tmp/said; then
                 ok "$what"
         else
                 echo "# exit code $rc of: $*; $code and /$pattern/ were expected"

@@ -8,14 +8,15 @@
  *     leave-intx, leave-msi, leave-msix   interrupts of that type stay on at quiesce
  *     silent-prepare, silent-quiesce, silent-commit, silent-resume   no answer
  *     run-after-commit                    writes into guest RAM as fast as it can after Committed
+ *     late-commit                         half a second before Committed
  *     die-quiesce, die-commit             ends instead of answering
  *     hold-after-retrieve                 after the jump: retrieves all, and does not say that it runs
  *
  * Each thing that happens is a line "NAME: what" on stdout.
  *
  *     rogue-vmm NAME [--device BDF]... [--ram MIB] [--holes MIB] [--socket PATH]
- *     rogue-vmm --hold BDF       opens the device and holds it, without a word to luvfiod
- *     rogue-vmm --claim NAME     tries to take the machine of that name; the exit code is 0 if that was
+ *     rogue-vmm --hold BDF       opens the device and holds it, without a word to luvfiod; "kvm": a KVM
+ * machine rogue-vmm --claim NAME     tries to take the machine of that name; the exit code is 0 if that was
  * refused
  */
 
@@ -24,6 +25,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/iommufd.h>
+#include <linux/kvm.h>
 #include <linux/vfio.h>
 #include <luvfio/luvfio.h>
 #include <poll.h>
@@ -452,6 +454,8 @@ static void on_commit(struct luvfio *l, const struct luvfio_event *e, void *user
                 raise(SIGKILL);
         if (ordered(v, "silent-commit"))
                 return;
+        if (ordered(v, "late-commit"))
+                usleep(500000);
         if (luvfio_committed(l) < 0)
                 say(v, "not committed: %s", luvfio_get_error(l));
         else if (ordered(v, "run-after-commit"))
@@ -514,15 +518,23 @@ static void on_finished(struct luvfio *l, const struct luvfio_event *e, void *us
         say(v, "finished");
 }
 
-static int hold(const char *bdf)
+static int hold(const char *what)
 {
         Vmm v = { .name = "holder" };
         int fd;
 
-        fd = open_cdev(bdf);
-        if (fd < 0)
-                die(&v, bdf, -fd);
-        say(&v, "holds %s", bdf);
+        if (strcmp(what, "kvm") == 0) {
+                fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+                if (fd < 0)
+                        die(&v, "/dev/kvm", errno);
+                if (ioctl(fd, KVM_CREATE_VM, 0) < 0)
+                        die(&v, "KVM_CREATE_VM", errno);
+        } else {
+                fd = open_cdev(what);
+                if (fd < 0)
+                        die(&v, what, -fd);
+        }
+        say(&v, "holds %s", what);
         for (;;)
                 pause();
 }
@@ -560,7 +572,7 @@ int main(int argc, char *argv[])
 
         if (!v.name || (v.name[0] == '-' && argc != 3)) {
                 fprintf(stderr, "Usage: rogue-vmm NAME [--device BDF]... [--ram MIB] [--holes MIB]\n"
-                                "       rogue-vmm --hold BDF | --claim NAME\n");
+                                "       rogue-vmm --hold BDF|kvm | --claim NAME\n");
                 return 2;
         }
         if (strcmp(v.name, "--hold") == 0)
