@@ -670,14 +670,19 @@ static void on_checked(int error, PreflightFacts *facts, void *userdata)
 
         u->failed_in = UPDATE_CHECKING;
         /* What is wrong with the kernel itself is said first: nothing else matters then. */
-        for (size_t i = 0; i < findings.n && !reason; i++) {
+        for (size_t i = 0; i < findings.n; i++) {
                 const Finding *f = findings.items + i;
+                bool mistake = streq(f->id, "kernel-invalid") || streq(f->id, "initrd-invalid") ||
+                               streq(f->id, "cmdline-unfit");
 
-                if (f->severity == SEVERITY_BLOCKER &&
-                    (streq(f->id, "kernel-invalid") || streq(f->id, "initrd-invalid") ||
-                     streq(f->id, "cmdline-unfit") || streq(f->id, "kernel-no-liveupdate") ||
-                     streq(f->id, "abi-incompatible")))
+                if (f->severity != SEVERITY_BLOCKER)
+                        continue;
+                if (!reason && (mistake || streq(f->id, "kernel-no-liveupdate") ||
+                                streq(f->id, "abi-incompatible")))
                         reason = strdup(f->message);
+                /* Of whoever asked, which is no reason to end all machines. */
+                if (mistake)
+                        cold = false;
         }
         (void) luv_free_and_strdup(&u->to_kernel,
                                    facts->kernel.release ? facts->kernel.release : u->from_kernel);

@@ -492,6 +492,31 @@ def bad_kernel():
 
 
 @test
+def fallback():
+    """fallback=cold: a reboot where a live update cannot be had, by a blocker or in its course; none for a mistake"""
+    said = "rebooted cold"
+    with Daemon() as d:
+        v = d.vmm()
+        fd = vmm.memfd("no kernel", 1 << 20)
+        raises(HOST + "BadKernel", lambda: d.jump(kernel=fd, fallback="cold"))
+        raises(HOST + "BadKernel", lambda: d.jump(commandLine="quiet", fallback="cold"))
+        os.close(fd)
+        v.set_policy(quiesce=vmm.SILENT)
+        raises(HOST + "UpdateFailed", lambda: d.jump(deadlineUSec=300000, fallback="none"))
+        d.wait_machines("running")
+        true(said not in d.log(), "a cold reboot for a mistake")
+        raises(HOST + "UpdateFailed", lambda: d.jump(deadlineUSec=300000, fallback="cold"))
+        d.wait_for(lambda: d.log().count(said) == 1, "a cold reboot when the update is given up")
+        with d.connect_host() as inhibitor:
+            inhibitor.send(HOST + "Inhibit", {"who": "a", "why": "b"}, more=True)
+            inhibitor.receive()
+            raises(HOST + "Blocked", lambda: d.jump(fallback="none"))
+            equal(d.log().count(said), 1, "cold reboots")
+            raises(HOST + "Blocked", lambda: d.jump(fallback="cold"))
+        d.wait_for(lambda: d.log().count(said) == 2, "a cold reboot when the update is blocked")
+
+
+@test
 def no_kernel():
     """NoKernel: none given, none staged"""
     with Daemon() as d:
