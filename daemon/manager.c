@@ -22,6 +22,8 @@
 #include "varlink/server.h"
 
 #define LISTEN_BACKLOG 512
+/* How long clients have for what they were told last. */
+#define LEAVE_USEC USEC_PER_SEC
 
 static const char *const interfaces[] = { LUVFIO_HOST_NAME, LUVFIO_MACHINE_NAME };
 
@@ -94,6 +96,40 @@ static void on_progress(const UpdateProgress *p, void *userdata)
                 luv_server_update_callbacks.progress(p, m->server);
 }
 
+/*
+ * Connections go before the event loop ends: libsystemd waits without end for a peer that does not read its
+ * last message, and spins on one that is half gone.
+ */
+static int on_leave(sd_event_source *s, void *userdata)
+{
+        Manager *m = userdata;
+
+        m->server = luv_server_free(m->server);
+        return sd_event_exit(m->event, 0);
+}
+
+static int on_leave_late(sd_event_source *s, uint64_t usec, void *userdata)
+{
+        return on_leave(s, userdata);
+}
+
+/* As soon as there is nothing else to do: what can be written to clients is written by then. */
+static int leave(Manager *m)
+{
+        sd_event_source *s;
+        int r;
+
+        r = sd_event_add_time_relative(m->event, NULL, CLOCK_BOOTTIME, LEAVE_USEC, 0, on_leave_late, m);
+        if (r >= 0)
+                r = sd_event_add_defer(m->event, &s, on_leave, m);
+        if (r < 0)
+                return sd_event_exit(m->event, r);
+        (void) sd_event_source_set_floating(s, true);
+        (void) sd_event_source_set_priority(s, SD_EVENT_PRIORITY_IDLE);
+        sd_event_source_unref(s);
+        return 0;
+}
+
 static void on_ended(const UpdateOutcome *o, void *userdata)
 {
         Manager *m = userdata;
@@ -101,7 +137,7 @@ static void on_ended(const UpdateOutcome *o, void *userdata)
         if (m->server)
                 luv_server_update_callbacks.ended(o, m->server);
         if (m->stopping && o->end != UPDATE_END_STAGED)
-                (void) sd_event_exit(m->event, 0);
+                (void) leave(m);
 }
 
 static void on_event(Machine *machine, MachineEvent event, const char *update_id, uint64_t remaining_usec,
@@ -150,7 +186,7 @@ static int on_signal(sd_event_source *s, const struct signalfd_siginfo *si, void
         m->stopping = true;
         luv_log_info("Stopping (signal %u)", si->ssi_signo);
         if (luv_update_abort(m->update, "luvfiod is being stopped") < 0)
-                return sd_event_exit(m->event, 0);
+                return leave(m);
         (void) sd_notify(0, "STATUS=giving the update up");
         return 0;
 }

@@ -35,7 +35,8 @@ struct Connection {
         void *pending;
         void (*pending_free)(void *pending);
 
-        /* What a slow reader has not read. */
+        /* What a slow reader has not read, counted by turns of the event loop: nothing is written within one. */
+        uint64_t told_in;
         unsigned behind;
         uint64_t behind_since;
         bool doomed; /* closed as soon as nobody is in the middle of it */

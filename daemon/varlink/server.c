@@ -14,7 +14,7 @@
 #define CONNECTIONS_MAX 16384u
 #define CONNECTIONS_PER_USER_MAX 8192u
 
-/* So many replies, or so long, may a reader of a stream be behind. */
+/* So many turns with replies, or so long, may a reader of a stream be behind. */
 #define BEHIND_MAX 1024u
 #define BEHIND_USEC (30 * USEC_PER_SEC)
 
@@ -70,18 +70,19 @@ void luv_connection_close(Connection *c)
 
 int luv_connection_notify(Connection *c, sd_json_variant *v)
 {
-        uint64_t now = luv_now_usec();
+        uint64_t now = luv_now_usec(), turn = 0;
         int events, r;
 
         if (c->doomed)
                 return -ENOTCONN;
-        events = sd_varlink_get_events(c->link);
-        if (events >= 0 && (events & EPOLLOUT)) {
-                if (c->behind == 0)
+        (void) sd_event_get_iteration(c->server->config.event, &turn);
+        if (turn != c->told_in) {
+                c->told_in = turn;
+                events = sd_varlink_get_events(c->link);
+                if (events < 0 || !(events & EPOLLOUT))
+                        c->behind = 0;
+                else if (c->behind++ == 0)
                         c->behind_since = now;
-                c->behind++;
-        } else {
-                c->behind = 0;
         }
         if (c->behind > BEHIND_MAX || (c->behind > 0 && now - c->behind_since > BEHIND_USEC)) {
                 luv_log_struct(LOG_WARNING,

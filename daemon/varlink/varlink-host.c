@@ -990,7 +990,8 @@ static void on_ended(const UpdateOutcome *o, void *userdata)
                         r = sd_varlink_reply(c->link, NULL);
                 else
                         r = reply_outcome(c, o);
-                if (r == -ENOMEM)
+                /* As in host_call_run(). */
+                if (r < 0)
                         (void) sd_varlink_error_errno(c->link, r);
         }
 }

@@ -5,6 +5,7 @@
 import contextlib
 import os
 import random
+import signal
 import socket
 import threading
 import time
@@ -315,6 +316,24 @@ def never_reads():
         d.wait_for(lambda: not d.machines().get("mute", {}).get("attached"), "mute is gone")
         d.machine("Register", {"name": "mute"})
         d.wait_for(lambda: d.machines()["mute"]["state"] in ("running", "aborting"), "mute's state")
+
+
+@test
+def never_reads_the_last_word():
+    """a client that never reads does not hold up luvfiod when it is stopped, there or half gone"""
+    for gone in (False, True):
+        with Daemon() as d:
+            c = varlink.Connection(d.host_path)
+            c.send_raw(encode("org.varlink.service.GetInterfaceDescription", {"interface": "org.luvfio.Host"}) * 50)
+            d.host("Describe")
+            d.process.send_signal(signal.SIGTERM)
+            if gone:
+                c.close()
+            begin = time.monotonic()
+            equal(d.process.wait(20), 0, "exit code")
+            true(time.monotonic() - begin < 10, "stopping took longer because of a client that does not read")
+            c.close()
+            d.start()
 
 
 @test
