@@ -20,6 +20,8 @@ const char *luv_luo_backend_to_string(LuoBackend b)
 /* How long to wait before /dev/liveupdate is opened again: somebody else has it for one ioctl. */
 #define BUSY_FIRST_USEC (1 * USEC_PER_MSEC)
 #define BUSY_LAST_USEC (50 * USEC_PER_MSEC)
+/* Calls that are started in one turn of the event loop. */
+#define READY_AT_ONCE 32u
 
 int luv_luo_handed_fd(void)
 {
@@ -328,13 +330,15 @@ static void call_start(LuoCall *c)
 static int dispatch_ready(sd_event_source *source, void *userdata)
 {
         _cleanup_(luv_luo_unrefp) Luo *l = luv_luo_ref(userdata);
-        LuoCall *c = l->ready_first;
 
-        if (c) {
+        /* A turn of the loop has a price, and a thousand machines' calls must not keep it from its sockets.
+         */
+        for (unsigned n = 0; n < READY_AT_ONCE && l->ready_first; n++) {
+                LuoCall *c = l->ready_first;
+
                 call_unready(c);
                 call_start(c);
         }
-        /* One at a time: a thousand machines' calls must not keep the loop from its sockets. */
         if (!l->ready_first)
                 return sd_event_source_set_enabled(source, SD_EVENT_OFF);
         return 0;

@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 
 #include "machine/machine.h"
 #include "machine/machine-private.h"
@@ -363,21 +364,38 @@ static int insert_fd(Machine *m, MachineFd *f)
         return 0;
 }
 
-/* The lowest number of this machine that is free; 0 is the record's. */
-static int free_token(const Machine *m, uint64_t *ret)
+static bool token_is_used(const Machine *m, uint64_t token)
 {
-        for (uint64_t n = 1; n <= LUVFIO_FDS_MAX; n++) {
-                uint64_t token = LUVFIO_MACHINE_TOKEN(m->serial) + n;
-                bool used = false;
+        for (size_t i = 0; i < m->n_fds; i++)
+                if (m->fds[i]->token == token)
+                        return true;
+        return false;
+}
 
-                for (size_t i = 0; i < m->n_fds && !used; i++)
-                        used = m->fds[i]->token == token;
-                if (!used) {
-                        *ret = token;
-                        return 0;
-                }
-        }
-        return -EDQUOT;
+/* The next number of this machine that is free; 0 is the record's. */
+static int free_token(Machine *m, uint64_t *ret)
+{
+        if (m->n_fds >= LUVFIO_FDS_MAX)
+                return -EDQUOT;
+        do
+                m->last_token = m->last_token % LUVFIO_FDS_MAX + 1;
+        while (token_is_used(m, LUVFIO_MACHINE_TOKEN(m->serial) + m->last_token));
+        *ret = LUVFIO_MACHINE_TOKEN(m->serial) + m->last_token;
+        return 0;
+}
+
+/* Connections and workers need fds too: where machines had all of them, nobody could even withdraw. */
+#define FDS_RESERVED 32u
+
+/* Whether FD is among the last that may be open: the kernel gives out the lowest number that is free. */
+static bool is_reserved(int fd, uint64_t *ret_limit)
+{
+        struct rlimit l;
+
+        if (getrlimit(RLIMIT_NOFILE, &l) < 0 || (rlim_t) fd + FDS_RESERVED < l.rlim_cur)
+                return false;
+        *ret_limit = l.rlim_cur - MIN(l.rlim_cur, (rlim_t) FDS_RESERVED);
+        return true;
 }
 
 static void not_missing(Machine *m, const char *name)
@@ -421,6 +439,10 @@ int luv_machine_hold(Machine *m, const char *name, FdKind kind, FdOutcome outcom
         if (!old && q->fds >= m->registry->quota.fds) {
                 *ret_what = "fds";
                 *ret_limit = m->registry->quota.fds;
+                return -EDQUOT;
+        }
+        if (!old && is_reserved(*fd, ret_limit)) {
+                *ret_what = "fds";
                 return -EDQUOT;
         }
         if (q->bytes - (old ? luv_fd_bytes(old) : 0) + bytes > m->registry->quota.bytes) {

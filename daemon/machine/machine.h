@@ -92,6 +92,7 @@ struct Machine {
 
         MachineFd **fds; /* in order of preservation */
         size_t n_fds, n_fds_allocated;
+        uint64_t last_token; /* lower part of the token given out last */
         MachineDevice *devices;
         size_t n_devices;
         char **missing; /* held before a restart of the daemon, not handed over again yet */

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <sys/pidfd.h>
+#include <sys/socket.h>
 #include <systemd/sd-login.h>
 
 #include "machine/peer.h"
@@ -38,6 +39,21 @@ static int unit_of(int pidfd, char **ret)
         }
         *ret = TAKE_PTR(system);
         return 0;
+}
+
+int luv_peer_open(int socket_fd, pid_t pid)
+{
+        socklen_t size = sizeof(int);
+        int fd;
+
+        if (getsockopt(socket_fd, SOL_SOCKET, SO_PEERPIDFD, &fd, &size) >= 0)
+                return fd;
+        if (errno == ENOPROTOOPT) {
+                fd = pidfd_open(pid, 0);
+                if (fd >= 0)
+                        return fd;
+        }
+        return negative_errno();
 }
 
 int luv_peer_identify(uid_t uid, pid_t pid, int pidfd, MachineOwner *ret)

@@ -3,6 +3,8 @@
 
 #include "machine/machine.h"
 
+/* A pidfd of the process that connected SOCKET_FD, or of PID on an old kernel. -errno if it is gone. */
+int luv_peer_open(int socket_fd, pid_t pid);
 /*
  * Who is at the other end, from a pidfd: unit and control group, safe against a pid that is used again.
  * PIDFD may be negative (old kernel): then PID is opened. A process that is in no unit, or is gone by now,

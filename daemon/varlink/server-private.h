@@ -21,8 +21,10 @@ typedef enum Caller {
 struct Connection {
         Server *server;
         Connection *next, *previous;
-        sd_varlink *link; /* holds us as its userdata */
-        bool of_machine;  /* which socket */
+        sd_varlink *link;    /* holds us as its userdata */
+        bool of_machine;     /* which socket */
+        sd_event_source *io; /* of a machine's; the host's are sd-varlink's own affair */
+        bool touched;
         MachineOwner peer;
         char *proven; /* the machine whose secret was shown here */
 
@@ -35,7 +37,8 @@ struct Connection {
         void *pending;
         void (*pending_free)(void *pending);
 
-        /* What a slow reader has not read, counted by turns of the event loop: nothing is written within one. */
+        /* What a slow reader has not read, counted by turns of the event loop: nothing is written within
+         * one. */
         uint64_t told_in;
         unsigned behind;
         uint64_t behind_since;
@@ -47,7 +50,7 @@ struct Server {
         sd_varlink_server *host, *machine;
         Auth *auth;
         Connection *connections;
-        sd_event_source *unpark, *reap;
+        sd_event_source *unpark, *reap, *touch;
 };
 
 /*
@@ -58,6 +61,8 @@ int luv_connection_notify(Connection *c, sd_json_variant *v);
 void luv_connection_set_pending(Connection *c, void *pending, void (*pending_free)(void *pending));
 /* Forgets it without freeing it. */
 void luv_connection_clear_pending(Connection *c);
+/* Whoever replies on a machine's connection later than in the method's own call says so. */
+void luv_connection_touch(Connection *c);
 /* Ends a stream that somebody else took over, or whose machine is gone. */
 void luv_connection_close(Connection *c);
 

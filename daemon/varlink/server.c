@@ -5,6 +5,7 @@
 #include "config.h"
 #include "machine/peer.h"
 #include "report/messages.h"
+#include "util/io.h"
 #include "util/log.h"
 #include "util/string-util.h"
 #include "util/time-util.h"
@@ -13,6 +14,9 @@
 
 #define CONNECTIONS_MAX 16384u
 #define CONNECTIONS_PER_USER_MAX 8192u
+
+/* Steps of a connection (a read, a call, a write) before others have their turn. */
+#define STEPS_AT_ONCE 16u
 
 /* So many turns with replies, or so long, may a reader of a stream be behind. */
 #define BEHIND_MAX 1024u
@@ -28,6 +32,85 @@ void luv_connection_clear_pending(Connection *c)
 {
         c->pending = NULL;
         c->pending_free = NULL;
+}
+
+/*
+ * Machines' connections are not attached to the event loop by sd-varlink, which would have every turn of the
+ * loop look at each of them: with thousands of machines that is all that luvfiod would do. They are looked
+ * at when their socket has something and when something was sent.
+ */
+static void connection_work(Connection *c)
+{
+        sd_varlink *link = sd_varlink_ref(c->link);
+        int events, r = 1;
+
+        c->touched = false;
+        /* An error makes the next step disconnect. */
+        for (unsigned i = 0; i < STEPS_AT_ONCE && r != 0 && r != -ENOTCONN; i++)
+                r = sd_varlink_process(link);
+        events = sd_varlink_get_events(link);
+        /* Otherwise C is gone. */
+        if (events >= 0) {
+                if (r != 0)
+                        luv_connection_touch(c);
+                r = sd_event_source_set_io_events(c->io, (uint32_t) events);
+                if (r < 0) {
+                        luv_log_error(r, "A connection cannot be watched, it is closed");
+                        luv_connection_close(c);
+                }
+        }
+        sd_varlink_unref(link);
+}
+
+static int on_io(sd_event_source *s, int fd, uint32_t revents, void *userdata)
+{
+        Connection *c = userdata;
+
+        /* There is no other way to tell it. */
+        if (revents & EPOLLHUP)
+                (void) sd_varlink_wait(c->link, 0);
+        connection_work(c);
+        return 0;
+}
+
+static int on_touched(sd_event_source *source, void *userdata)
+{
+        Server *s = userdata;
+
+        for (Connection *c = s->connections, *next; c; c = next) {
+                next = c->next;
+                if (c->touched)
+                        connection_work(c);
+        }
+        return 0;
+}
+
+void luv_connection_touch(Connection *c)
+{
+        Server *s = c->server;
+        int r = 0;
+
+        if (!c->io || c->touched)
+                return;
+        c->touched = true;
+        if (!s->touch)
+                r = sd_event_add_defer(s->config.event, &s->touch, on_touched, s);
+        if (r >= 0)
+                r = sd_event_source_set_enabled(s->touch, SD_EVENT_ONESHOT);
+        if (r < 0) {
+                luv_log_error(r, "A client cannot be answered, its connection is closed");
+                luv_connection_close(c);
+        }
+}
+
+static int take_from_loop(Connection *c)
+{
+        int fd = sd_varlink_get_fd(c->link);
+
+        if (fd < 0)
+                return fd;
+        sd_varlink_detach_event(c->link);
+        return sd_event_add_io(c->server->config.event, &c->io, fd, EPOLLIN, on_io, c);
 }
 
 static int on_reap(sd_event_source *s, void *userdata)
@@ -98,6 +181,7 @@ int luv_connection_notify(Connection *c, sd_json_variant *v)
                 return -EPIPE;
         }
         r = sd_varlink_notify(c->link, v);
+        luv_connection_touch(c);
         if (r < 0) {
                 luv_log_errno(LOG_WARNING, r, "A client (pid %i, uid %u) cannot be told, it is dropped",
                               (int) c->peer.pid, c->peer.uid);
@@ -112,6 +196,7 @@ static Connection *connection_free(Connection *c)
                 return NULL;
         if (c->pending_free)
                 c->pending_free(c->pending);
+        sd_event_source_disable_unref(c->io);
         sd_varlink_unref(c->link);
         luv_machine_owner_done(&c->peer);
         free(c->proven);
@@ -125,6 +210,7 @@ DEFINE_CLEANUP(Connection *, connection_free);
 static int on_connect(sd_varlink_server *v, sd_varlink *link, void *userdata)
 {
         _cleanup_(connection_freep) Connection *c = NULL;
+        _cleanup_close_ int pidfd = -EBADF;
         Server *s = userdata;
         uid_t uid;
         pid_t pid;
@@ -142,11 +228,18 @@ static int on_connect(sd_varlink_server *v, sd_varlink *link, void *userdata)
         if (r >= 0)
                 r = sd_varlink_get_peer_pid(link, &pid);
         if (r >= 0)
-                r = luv_peer_identify(uid, pid, sd_varlink_get_peer_pidfd(link), &c->peer);
+                pidfd = luv_peer_open(sd_varlink_get_fd(link), pid);
+        if (r >= 0)
+                r = luv_peer_identify(uid, pid, pidfd, &c->peer);
+        /* One for each machine is enough: it is opened again where somebody registers. */
+        if (c->of_machine)
+                c->peer.pidfd = safe_close(c->peer.pidfd);
         if (r >= 0)
                 r = sd_varlink_set_allow_fd_passing_input(link, true);
         if (r >= 0 && c->of_machine)
                 r = sd_varlink_set_allow_fd_passing_output(link, true);
+        if (r >= 0 && c->of_machine)
+                r = take_from_loop(c);
         if (r < 0)
                 return luv_log_error(r, "A connection is refused");
         if (c->of_machine)
@@ -247,6 +340,7 @@ Server *luv_server_free(Server *s)
         sd_varlink_server_unref(s->machine);
         sd_event_source_disable_unref(s->unpark);
         sd_event_source_disable_unref(s->reap);
+        sd_event_source_disable_unref(s->touch);
         luv_auth_free(s->auth);
         free(s);
         return NULL;

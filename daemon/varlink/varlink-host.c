@@ -1015,11 +1015,13 @@ static int on_unpark(sd_event_source *source, void *userdata)
                         c->caller = CALLER_NONE;
                         c->machine = NULL;
                         (void) sd_varlink_reply(c->link, NULL);
+                        luv_connection_touch(c);
                         continue;
                 }
                 if (c->caller != CALLER_PARKED)
                         continue;
                 c->caller = CALLER_NONE;
+                luv_connection_touch(c);
                 r = sd_varlink_get_current_parameters(c->link, &parameters);
                 if (r >= 0)
                         r = luv_machine_again(c, parameters);

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 
+#include "machine/peer.h"
 #include "report/messages.h"
 #include "util/log.h"
 #include "util/string-util.h"
@@ -150,11 +151,10 @@ static int copy_peer(const Connection *c, MachineOwner *ret)
         if (luv_free_and_strdup(&o.unit, c->peer.unit) < 0 ||
             luv_free_and_strdup(&o.cgroup, c->peer.cgroup) < 0)
                 return -ENOMEM;
-        if (c->peer.pidfd >= 0) {
-                o.pidfd = fcntl(c->peer.pidfd, F_DUPFD_CLOEXEC, 3);
-                if (o.pidfd < 0)
-                        return negative_errno();
-        }
+        /* It may have sent its message and gone: then nobody would see its machine's end. */
+        o.pidfd = luv_peer_open(sd_varlink_get_fd(c->link), c->peer.pid);
+        if (o.pidfd < 0)
+                return o.pidfd;
         *ret = o;
         o = (MachineOwner) { .pidfd = -EBADF };
         return 0;
@@ -745,6 +745,7 @@ static void on_retrieved(int error, const char *reason, const MachineFd *f, void
                                           SD_JSON_BUILD_PAIR_STRING("reason",
                                                                     reason ? reason : strerror(-r)));
         c->caller = CALLER_NONE;
+        luv_connection_touch(c);
         luv_connection_clear_pending(c);
         free_answer(a);
 }
@@ -850,8 +851,10 @@ void luv_server_machine_forgotten(Server *s, Machine *m)
                         luv_connection_close(c);
                 else if (c->caller == CALLER_RESUMED)
                         (void) error_machine(c, VL_ERROR_MACHINE("NoSuchMachine"), m->name);
-                if (c->caller == CALLER_RESUMED)
+                if (c->caller == CALLER_RESUMED) {
                         c->caller = CALLER_NONE;
+                        luv_connection_touch(c);
+                }
                 c->machine = NULL;
         }
         m->watcher = NULL;
