@@ -216,13 +216,20 @@ static void raise_limits(void)
                 luv_log_error(negative_errno(), "The number of open files cannot be raised");
 }
 
-/* The group that may talk to luvfiod, if it was made. */
-static void give_to_group(const char *path)
+/*
+ * For the group that may talk to luvfiod, if it was made. Done here also for sockets that the service
+ * manager made: it would fork a process for each and look at its end only when it has started everything
+ * that is ready, and after a jump machines stand meanwhile.
+ */
+static int give_to_group(const char *path)
 {
         struct group *g = getgrnam("luvfio");
 
+        if (chmod(path, 0660) < 0)
+                return luv_log_error(negative_errno(), "The mode of %s cannot be set", path);
         if (g && chown(path, (uid_t) -1, g->gr_gid) < 0)
                 luv_log_error(negative_errno(), "%s cannot be given to the group luvfio", path);
+        return 0;
 }
 
 static int make_socket(const char *runtime_dir, const char *name)
@@ -245,18 +252,30 @@ static int make_socket(const char *runtime_dir, const char *name)
                 return luv_log_error(negative_errno(), "%s cannot be removed", path);
         if (bind(fd, (struct sockaddr *) &address, sizeof(address)) < 0)
                 return luv_log_error(negative_errno(), "%s cannot be made", path);
-        if (chmod(path, 0660) < 0)
-                return luv_log_error(negative_errno(), "%s", path);
-        give_to_group(path);
+        if (give_to_group(path) < 0)
+                return -EACCES;
         if (listen(fd, LISTEN_BACKLOG) < 0)
                 return luv_log_error(negative_errno(), "%s", path);
         return TAKE_FD(fd);
 }
 
+static int take_socket(FdStore *store, const char *name)
+{
+        struct sockaddr_un address = {};
+        socklen_t size = sizeof(address) - 1;
+        int fd;
+
+        fd = luv_fd_store_take(store, name);
+        if (fd >= 0 && getsockname(fd, (struct sockaddr *) &address, &size) >= 0 &&
+            address.sun_family == AF_UNIX && address.sun_path[0] == '/')
+                (void) give_to_group(address.sun_path);
+        return fd;
+}
+
 static int take_sockets(Manager *m)
 {
         for (size_t i = 0; i < ELEMENTSOF(interfaces); i++) {
-                m->listen_fds[i] = luv_fd_store_take(m->store, interfaces[i]);
+                m->listen_fds[i] = take_socket(m->store, interfaces[i]);
                 if (m->listen_fds[i] < 0)
                         m->listen_fds[i] = make_socket(m->options->runtime_dir, interfaces[i]);
                 if (m->listen_fds[i] < 0)
