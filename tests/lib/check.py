@@ -127,25 +127,32 @@ def meson_tests(results, name, folder, full):
             results.add(title, whole, why, said if whole == "failed" else None)
 
 
+def fuzz(target, seconds):
+    short = target.name.removeprefix("fuzz-")
+    learnt = CACHE / "fuzz" / short
+    learnt.mkdir(parents=True, exist_ok=True)
+    given = TESTS / "fuzz/corpus" / short
+    return subprocess.run([target, f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=2048",
+                           f"-artifact_prefix={WORK}/fuzz/{short}-", learnt, *([given] if given.is_dir() else [])],
+                          check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True, errors="replace")
+
+
 def fuzzers(results, folder, full):
-    """Each fuzzer for a while; what it learns is kept for the next time."""
-    seconds = 900 if full else 10
-    targets = sorted(p for p in folder.glob("tests/fuzz/fuzz-*") if p.is_file() and os.access(p, os.X_OK))
-    with progress.Step(f"fuzzing ({len(targets)} targets, {seconds} s each)") as step:
-        for i, target in enumerate(targets):
-            step.at(i, len(targets))
-            short = target.name.removeprefix("fuzz-")
-            learnt = CACHE / "fuzz" / short
-            learnt.mkdir(parents=True, exist_ok=True)
-            given = TESTS / "fuzz/corpus" / short
-            artifacts = WORK / "fuzz"
-            artifacts.mkdir(exist_ok=True)
-            p = subprocess.run([target, f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=2048",
-                                f"-artifact_prefix={artifacts}/{short}-", learnt, *([given] if given.is_dir() else [])],
-                               check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, errors="replace")
-            results.add(f"fuzz/{short}", "failed" if p.returncode else "passed",
-                        f"the input is in {artifacts}" if p.returncode else "", p.stdout)
+    """Each fuzzer for a while, two at a time; what it learns is kept for the next time."""
+    seconds = 300 if full else 10
+    targets = sorted(p for p in folder.glob("tests/fuzz/fuzz-*") if p.is_file() and os.access(p, os.X_OK) and
+                     results.wanted(f"fuzz/{p.name.removeprefix('fuzz-')}"))
+    (WORK / "fuzz").mkdir(exist_ok=True)
+    with progress.Step(f"fuzzing ({len(targets)} targets, {seconds} s each, two at a time)") as step, \
+            concurrent.futures.ThreadPoolExecutor(2) as pool:
+        step.at(0, len(targets))
+        running = {pool.submit(fuzz, t, seconds): t.name.removeprefix("fuzz-") for t in targets}
+        for i, future in enumerate(concurrent.futures.as_completed(running)):
+            p = future.result()
+            results.add(f"fuzz/{running[future]}", "failed" if p.returncode else "passed",
+                        f"the input is in {WORK}/fuzz" if p.returncode else "", p.stdout)
+            step.at(i + 1, len(targets))
     if not targets:
         results.add("fuzz", "failed", "no fuzzers were built")
 

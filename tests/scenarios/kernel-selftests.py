@@ -31,6 +31,10 @@ run() {
 """
 
 
+# What the debug kernel's allocator has lost by then.
+LEAKS = scenario.LEAKS + "run kmemleak leaks\n"
+
+
 def stage(number):
     return "".join(f"run {t}-{number} /st/liveupdate/{t} -s {number}\n" for t in KEXEC)
 
@@ -58,7 +62,9 @@ def report(label, result, stages):
 
 def case(label, first, following):
     folder = scenario.kernel(first) / "selftests"
-    tests = SINGLE + (SLOW if scenario.FULL else [])
+    debug = first == "debug"
+    # KASAN makes minutes of seconds, and an hour of minutes.
+    tests = SINGLE + (SLOW if scenario.FULL and not debug else [])
     tests = [t for t in tests if (folder / t[0] / t[1]).exists()]
     # Ours stand beside the kernel's, and follow the same form.
     known = {t[1] for t in SINGLE + SLOW} | set(KEXEC) | {"vfio_pci_device_init_perf_test"}
@@ -68,9 +74,10 @@ def case(label, first, following):
     before = "igb=$(bdf igb)\nvfio-bind $igb\necho 16 >/proc/sys/vm/nr_hugepages\n"
     before += "".join(f"run {name} /st/{where}/{name} {arguments}\n" for where, name, arguments in tests + own)
     jump = "jump /boot/vmlinuz-{}\n"
-    scripts = [RUN + before + stage(1) + jump.format("b"),
-               RUN + stage(2) + stage(1) + jump.format("a"),
-               RUN + stage(2)]
+    leaks = LEAKS if debug else ""
+    scripts = [RUN + before + leaks + stage(1) + jump.format("b"),
+               RUN + stage(2) + leaks + stage(1) + jump.format("a"),
+               RUN + stage(2) + leaks]
     result = scenario.host(label, "--quiet", "--device", "igb", "-m", "4096", "--append", "hugepagesz=1G hugepages=1", "--script-deadline",
                            "2400" if scenario.FULL else "300",
                            "--boot-deadline", "600", "--jump-deadline", "600", "--file", f"{folder}:/st",
@@ -78,7 +85,7 @@ def case(label, first, following):
     scenario.ok(result.ok, f"{label}: three boots by two live updates", result.why())
     scenario.ok(not result.splats(), f"{label}: the kernels complain of nothing", "\n".join(result.splats()[:20]))
     found = report(label, result, ["before", "after", "boot3"])
-    wanted = len(tests) + len(own) + 4 * len(KEXEC)
+    wanted = len(tests) + len(own) + 4 * len(KEXEC) + (3 if debug else 0)
     scenario.ok(len(found) == wanted, f"{label}: all {wanted} selftests ran", sorted(found))
 
 

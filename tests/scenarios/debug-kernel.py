@@ -1,0 +1,49 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# scenario: live updates of the whole host with KASAN, lockdep and kmemleak looking on
+# full: yes
+# timeout: 3600
+
+import json
+import os
+import sys
+from pathlib import Path
+
+LIB = Path(__file__).resolve().parents[1] / "lib"
+sys.path.insert(0, str(LIB))
+from luvtest import scenario  # noqa: E402 pylint: disable=wrong-import-position
+
+MACHINES = ("vm1", "vm2")
+UPDATES = 2
+# Before each update, and after the last: what was lost on the way. A dry run preserves and takes it all back.
+SCRIPT = scenario.LEAKS + """
+. /usr/lib/luvhost/vmm.sh
+if [ $LUV_BOOT -gt 1 ]; then
+        until_true 300 update_number $((LUV_BOOT - 1))
+        luvfioctl update --dry-run --deadline=240s --cmdline="$(next_cmdline)" /boot/vmlinuz-a || echo "dry run failed"
+        leaks >/out/leaks-$LUV_BOOT && : >/out/looked-$LUV_BOOT
+fi
+exec /usr/lib/luvhost/updates
+"""
+
+run = Path(os.environ["LUV_RUN"])
+(run / "machines").write_text(f"{len(MACHINES)}\n")
+r = scenario.host("host", "--quiet", "--image", "full", "--overlay", scenario.TREE, "-m", "6144",
+                  *["--device", "igb"] * len(MACHINES), "--boot-deadline", "600", "--jump-deadline", "900",
+                  "--script-deadline", "900", "--file", f"{LIB}/vmm.sh:/usr/lib/luvhost/vmm.sh",
+                  "--file", f"{run}/machines:/usr/lib/luvhost/machines",
+                  "--file", f"{LIB}/bench/updates:/usr/lib/luvhost/updates",
+                  *[f"sh:{SCRIPT}"] * (UPDATES + 1), first="debug", following="debug")
+scenario.ok(r.ok, f"{UPDATES} updates", r.why())
+for machine in MACHINES:
+    report = r.out / f"files/{machine}.report"
+    lines = [json.loads(x) for x in report.read_text().splitlines()] if report.exists() else []
+    good = [x for x in lines if x["event"] == "resumed" and x.get("stateSame") and x.get("checksumSame") and x.get("ok")]
+    scenario.ok(len(good) == UPDATES, f"{machine} resumed unharmed from each of them", "\n".join(map(json.dumps, lines)))
+for boot in range(2, UPDATES + 2):
+    leaks = r.out / f"files/leaks-{boot}"
+    scenario.ok((r.out / f"files/looked-{boot}").exists(), f"no memory is lost in boot {boot}",
+                leaks.read_text() if leaks.exists() else "kmemleak was not asked")
+scenario.ok(not r.splats(), "the kernels complain of nothing", "\n".join(r.splats()[:20]))
+scenario.done()
