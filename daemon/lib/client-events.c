@@ -127,8 +127,6 @@ static void lost(struct luvfio *l, const char *reason, bool refused)
         timer_set(l, l->retry_usec);
         l->retry_usec = MIN(l->retry_usec * 2, RETRY_MAX_USEC);
 
-        /* Trying again for hours is told once, and again when there is another reason why it does not work.
-         */
         if (tell && l->handlers.lost && l->n_ref > 1) {
                 l->handlers.lost(l, strempty(text), l->userdata);
                 free(l->lost_reason);
@@ -147,25 +145,16 @@ static void lost(struct luvfio *l, const char *reason, bool refused)
         }
 }
 
-static const char *string_of(sd_json_variant *object, const char *key)
-{
-        sd_json_variant *v = sd_json_variant_by_key(object, key);
-
-        return v && sd_json_variant_has_type(v, SD_JSON_VARIANT_STRING) ? sd_json_variant_string(v) : NULL;
-}
-
 static void on_event(struct luvfio *l, sd_json_variant *parameters)
 {
-        sd_json_variant *remaining = sd_json_variant_by_key(parameters, "remainingUSec");
-        EventType type = luv_client_event_type_from_string(string_of(parameters, "event"));
+        EventType type = luv_client_event_type_from_string(luv_client_get_string(parameters, "event"));
         struct luvfio_event event = {
-                .update_id = string_of(parameters, "updateId"),
-                .reason = string_of(parameters, "reason"),
+                .update_id = luv_client_get_string(parameters, "updateId"),
+                .reason = luv_client_get_string(parameters, "reason"),
                 .remaining_usec = UINT64_MAX,
         };
 
-        if (remaining && sd_json_variant_has_type(remaining, SD_JSON_VARIANT_UNSIGNED))
-                event.remaining_usec = sd_json_variant_unsigned(remaining);
+        (void) luv_client_get_unsigned(parameters, "remainingUSec", &event.remaining_usec);
         /* A later luvfiod may know more events; what is not understood is not answered. */
         if (type < 0 || luv_client_parse_state(parameters, &event.state) < 0)
                 return;
@@ -303,7 +292,7 @@ int luv_client_events_start(struct luvfio *l)
         return 0;
 }
 
-static int reconnect(struct luvfio *l)
+static void reconnect(struct luvfio *l)
 {
         int r;
 
@@ -317,17 +306,16 @@ static int reconnect(struct luvfio *l)
                         l->stage = EVENTS_WAITING;
                 lost(l, strempty(l->error), false);
         }
-        return r;
 }
 
-int luv_client_events_process(struct luvfio *l)
+void luv_client_events_process(struct luvfio *l)
 {
         uint64_t expirations;
-        int r = 0;
+        int r;
 
         if (read(l->timer_fd, &expirations, sizeof(expirations)) == sizeof(expirations) &&
             l->stage == EVENTS_WAITING)
-                (void) reconnect(l);
+                reconnect(l);
 
         while (l->events) {
                 sd_varlink *link = sd_varlink_ref(l->events);
@@ -356,5 +344,4 @@ int luv_client_events_process(struct luvfio *l)
         r = link_poll(l);
         if (r < 0)
                 lost(l, strerror(-r), false);
-        return r == -ENOMEM ? r : 0;
 }

@@ -90,14 +90,14 @@ EventType luv_client_event_type_from_string(const char *s)
 }
 
 /* NULL where the key is missing, null or no string. */
-static const char *get_string(sd_json_variant *object, const char *key)
+const char *luv_client_get_string(sd_json_variant *object, const char *key)
 {
         sd_json_variant *v = sd_json_variant_by_key(object, key);
 
         return v && sd_json_variant_has_type(v, SD_JSON_VARIANT_STRING) ? sd_json_variant_string(v) : NULL;
 }
 
-static bool get_unsigned(sd_json_variant *object, const char *key, uint64_t *ret)
+bool luv_client_get_unsigned(sd_json_variant *object, const char *key, uint64_t *ret)
 {
         sd_json_variant *v = sd_json_variant_by_key(object, key);
 
@@ -109,7 +109,7 @@ static bool get_unsigned(sd_json_variant *object, const char *key, uint64_t *ret
 
 int luv_client_parse_state(sd_json_variant *v, enum luvfio_state *ret)
 {
-        int i = table_find(state_table, ELEMENTSOF(state_table), get_string(v, "state"));
+        int i = table_find(state_table, ELEMENTSOF(state_table), luv_client_get_string(v, "state"));
 
         if (i < 0)
                 return -EBADMSG;
@@ -126,14 +126,15 @@ void luv_client_fd_done(struct luvfio_fd *fd)
 
 int luv_client_parse_fd(sd_json_variant *v, struct luvfio_fd *ret)
 {
-        const char *name = get_string(v, "name"), *device = get_string(v, "device");
-        int kind = table_find(kind_table, ELEMENTSOF(kind_table), get_string(v, "kind"));
-        int outcome = table_find(outcome_table, ELEMENTSOF(outcome_table), get_string(v, "outcome"));
+        const char *name = luv_client_get_string(v, "name"), *device = luv_client_get_string(v, "device");
+        int kind = table_find(kind_table, ELEMENTSOF(kind_table), luv_client_get_string(v, "kind"));
+        int outcome = table_find(outcome_table, ELEMENTSOF(outcome_table),
+                                 luv_client_get_string(v, "outcome"));
         struct luvfio_fd fd = {};
 
-        if (!name || kind < 0 || outcome < 0 || !get_unsigned(v, "token", &fd.token))
+        if (!name || kind < 0 || outcome < 0 || !luv_client_get_unsigned(v, "token", &fd.token))
                 return -EBADMSG;
-        (void) get_unsigned(v, "size", &fd.size);
+        (void) luv_client_get_unsigned(v, "size", &fd.size);
         fd.kind = (enum luvfio_kind) kind;
         fd.outcome = (enum luvfio_outcome) outcome;
         fd.name = strdup(name);
@@ -157,7 +158,7 @@ static void fds_free(struct luvfio_fd *fds, size_t n)
 int luv_client_parse_registration(struct luvfio *l, sd_json_variant *reply)
 {
         sd_json_variant *array = sd_json_variant_by_key(reply, "fileDescriptors");
-        const char *s = get_string(reply, "secret");
+        const char *s = luv_client_get_string(reply, "secret");
         _cleanup_free_ char *secret = NULL;
         struct luvfio_fd *fds;
         enum luvfio_state state;
@@ -166,7 +167,7 @@ int luv_client_parse_registration(struct luvfio *l, sd_json_variant *reply)
         int r;
 
         if (!luv_client_secret_is_valid(s) || luv_client_parse_state(reply, &state) < 0 ||
-            !get_unsigned(reply, "generation", &generation) || !array ||
+            !luv_client_get_unsigned(reply, "generation", &generation) || !array ||
             !sd_json_variant_has_type(array, SD_JSON_VARIANT_ARRAY))
                 return -EBADMSG;
 
@@ -211,7 +212,7 @@ int luv_client_error(struct luvfio *l, const char *what, const char *error_id, s
                 return luv_client_fail(l, -EPERM, "%s: permission denied", what);
         if (streq(error_id, SD_VARLINK_ERROR_INVALID_PARAMETER))
                 return luv_client_fail(l, -EINVAL, "%s: luvfiod does not accept parameter '%s'", what,
-                                       strempty(get_string(parameters, "parameter")));
+                                       strempty(luv_client_get_string(parameters, "parameter")));
 
         name = strncmp(error_id, CLIENT_INTERFACE ".", STRLEN(CLIENT_INTERFACE ".")) == 0
                                ? error_id + STRLEN(CLIENT_INTERFACE ".")
@@ -223,12 +224,12 @@ int luv_client_error(struct luvfio *l, const char *what, const char *error_id, s
                         continue;
                 for (size_t k = 0; k < ELEMENTSOF(detail); k++) {
                         const char *key = error_table[i].parameter[k],
-                                   *value = key ? get_string(parameters, key) : NULL;
+                                   *value = key ? luv_client_get_string(parameters, key) : NULL;
                         uint64_t number;
 
                         if (value)
                                 snprintf(detail[k], sizeof(detail[k]), "; %s: %s", key, value);
-                        else if (key && get_unsigned(parameters, key, &number))
+                        else if (key && luv_client_get_unsigned(parameters, key, &number))
                                 snprintf(detail[k], sizeof(detail[k]), "; %s: %llu", key,
                                          (unsigned long long) number);
                 }

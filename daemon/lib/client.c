@@ -199,27 +199,23 @@ _public_ int luvfio_get_fd(struct luvfio *l)
 
 _public_ int luvfio_process(struct luvfio *l)
 {
-        int r;
-
         if (l->processing)
                 return luv_client_fail(l, -EBUSY, "machine '%s': luvfio_process() called from a callback",
                                        l->machine);
         /* A callback may drop the last reference of its owner. */
         luvfio_ref(l);
         l->processing = true;
-        r = luv_client_events_process(l);
+        luv_client_events_process(l);
         l->processing = false;
         luvfio_unref(l);
-        return r;
+        return 0;
 }
 
 static int event_dispatch(sd_event_source *source, int fd, uint32_t revents, void *userdata)
 {
-        struct luvfio *l = userdata;
-        int r = luvfio_process(l);
-
-        /* sd-event would turn the source off at an error; what can fail here passes, and is tried again. */
-        return r == -ENOMEM ? r : 0;
+        /* sd-event would turn the source off at an error. */
+        (void) luvfio_process(userdata);
+        return 0;
 }
 
 _public_ int luvfio_attach_event(struct luvfio *l, struct sd_event *event, int64_t priority)
@@ -365,6 +361,8 @@ static int call(struct luvfio *l, const char *what, const char *method, sd_json_
         return r;
 }
 
+/* Who connects again gets a new list of fds: a NAME out of the old one is gone then, so the caller copies
+ * it. */
 static int prepare_call(struct luvfio *l, char **ret_what, const char *method, const char *name)
 {
         if (!l->registered)
@@ -415,15 +413,17 @@ static int fds_put(struct luvfio *l, struct luvfio_fd *fd, const struct luvfio_f
         return 0;
 }
 
-_public_ int luvfio_preserve(struct luvfio *l, const char *name, enum luvfio_kind kind, int fd,
+_public_ int luvfio_preserve(struct luvfio *l, const char *fd_name, enum luvfio_kind kind, int fd,
                              const struct luvfio_fd **ret_info)
 {
         const char *kind_name = luvfio_kind_to_string(kind);
         sd_json_variant *arguments = NULL, *reply;
-        _cleanup_free_ char *what = NULL;
+        _cleanup_free_ char *what = NULL, *name = strdup(fd_name);
         struct luvfio_fd info;
         int r;
 
+        if (!name)
+                return luv_client_fail(l, -ENOMEM, "Preserve: out of memory");
         if (!kind_name)
                 return luv_client_fail(l, -EINVAL, "Preserve '%s' of machine '%s': no such kind: %d", name,
                                        l->machine, (int) kind);
@@ -551,14 +551,16 @@ static int retrieved_verify(int fd, const struct luvfio_fd *info)
         return S_ISREG(st.st_mode) && (uint64_t) st.st_size == info->size ? 0 : -EBADMSG;
 }
 
-_public_ int luvfio_retrieve(struct luvfio *l, const char *name, const struct luvfio_fd **ret_info)
+_public_ int luvfio_retrieve(struct luvfio *l, const char *fd_name, const struct luvfio_fd **ret_info)
 {
         sd_json_variant *arguments = NULL, *reply;
         _cleanup_close_ int fd = -EBADF, extra = -EBADF;
-        _cleanup_free_ char *what = NULL;
+        _cleanup_free_ char *what = NULL, *name = strdup(fd_name);
         struct luvfio_fd info;
         int r;
 
+        if (!name)
+                return luv_client_fail(l, -ENOMEM, "Retrieve: out of memory");
         r = prepare_call(l, &what, "Retrieve", name);
         if (r < 0)
                 return r;

@@ -89,9 +89,11 @@ int luv_client_register_parameters(struct luvfio *l, sd_json_variant **ret);
 /* client-events.c */
 int luv_client_events_start(struct luvfio *l);
 void luv_client_events_stop(struct luvfio *l);
-int luv_client_events_process(struct luvfio *l);
+void luv_client_events_process(struct luvfio *l);
 
 /* client-wire.c */
+const char *luv_client_get_string(sd_json_variant *object, const char *key);
+bool luv_client_get_unsigned(sd_json_variant *object, const char *key, uint64_t *ret);
 int luv_client_parse_state(sd_json_variant *v, enum luvfio_state *ret);
 EventType luv_client_event_type_from_string(const char *s);
 void luv_client_fd_done(struct luvfio_fd *fd);

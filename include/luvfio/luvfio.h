@@ -158,7 +158,7 @@ struct luvfio *luvfio_unref(struct luvfio *l);
 int luvfio_set_handlers(struct luvfio *l, const struct luvfio_handlers *handlers, void *userdata);
 /* Path of luvfiod's socket. Default: $LUVFIO_SOCKET, else /run/luvfiod/org.luvfio.Machine. */
 int luvfio_set_socket(struct luvfio *l, const char *path);
-/* Program and version, for people. */
+/* Program and version, for people; at most 1024 bytes. */
 int luvfio_set_vmm(struct luvfio *l, const char *vmm);
 /* How long a call waits for its answer, in microseconds, not 0. Default: 90 s. */
 int luvfio_set_timeout(struct luvfio *l, uint64_t usec);
@@ -192,7 +192,10 @@ uint64_t luvfio_get_generation(struct luvfio *l);
 /* 1 while connected and listening, else 0. */
 int luvfio_is_attached(struct luvfio *l);
 
-/* The loop. fd: to be polled for reading, the same one for the life of the object, not to be closed. */
+/*
+ * The loop. fd: to be polled for reading, the same one for the life of the object, not to be closed.
+ * process: what goes wrong with the connection is told by `lost`; only -EBUSY, if a callback calls it.
+ */
 int luvfio_get_fd(struct luvfio *l);
 int luvfio_process(struct luvfio *l);
 /* Or let an sd-event loop do it; the event source lives until detach or the last unref. -EBUSY if attached.

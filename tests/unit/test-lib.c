@@ -637,6 +637,13 @@ START_TEST(test_fds)
         ck_assert(a.st_ino == b.st_ino);
         ck_assert_int_eq(fcntl(back, F_GETFD), FD_CLOEXEC);
 
+        /* A name out of the list, which is a new one once the connection is. */
+        command("D");
+        safe_close(back);
+        back = luvfio_retrieve(l, luvfio_list_fds(l, 0)->name, &info);
+        ck_assert_int_ge(back, 0);
+        ck_assert_str_eq(info->name, "ram");
+
         /* An answer whose fds are not exactly one, or that is not what is said of it. */
         ck_assert_int_eq(luvfio_retrieve(l, "two-fds", NULL), -EBADMSG);
         ck_assert_int_eq(luvfio_retrieve(l, "no-fd", NULL), -EBADMSG);
