@@ -55,55 +55,43 @@ static void free_names(struct dirent **names, int n)
 static int add_machines(struct json_object *o, const Report *r)
 {
         _cleanup_json_ struct json_object *array = json_object_new_array();
-        int q;
+        int q = array ? 0 : -ENOMEM;
 
-        if (!array)
-                return -ENOMEM;
-        for (size_t i = 0; i < r->n_machines; i++) {
+        for (size_t i = 0; q >= 0 && i < r->n_machines; i++) {
                 const ReportMachine *m = r->machines + i;
                 struct json_object *e = json_object_new_object();
 
-                if (!e || json_object_array_add(array, e) < 0) {
-                        json_object_put(e);
-                        return -ENOMEM;
-                }
-                q = luv_json_add_string(e, "machine", m->machine);
+                q = luv_json_append(array, e);
+                if (q >= 0)
+                        q = luv_json_add_string(e, "machine", m->machine);
                 if (q >= 0 && m->blackout_usec != UINT64_MAX)
                         q = luv_json_add_u64(e, "blackoutUSec", m->blackout_usec);
                 if (q >= 0)
                         q = luv_json_add_string(e, "strandedReason", m->stranded_reason);
-                if (q < 0)
-                        return q;
         }
-        return luv_json_add(o, "machines", TAKE_PTR(array));
+        return q < 0 ? q : luv_json_add(o, "machines", TAKE_PTR(array));
 }
 
 static int add_phases(struct json_object *o, const Report *r)
 {
         _cleanup_json_ struct json_object *array = json_object_new_array();
-        int q;
+        int q = array ? 0 : -ENOMEM;
 
-        if (!array)
-                return -ENOMEM;
-        for (size_t i = 0; i < r->n_phases; i++) {
+        for (size_t i = 0; q >= 0 && i < r->n_phases; i++) {
                 const ReportPhase *p = r->phases + i;
                 struct json_object *e = json_object_new_object();
 
-                if (!e || json_object_array_add(array, e) < 0) {
-                        json_object_put(e);
-                        return -ENOMEM;
-                }
-                q = luv_json_add_string(e, "name", p->name);
+                q = luv_json_append(array, e);
+                if (q >= 0)
+                        q = luv_json_add_string(e, "name", p->name);
                 if (q >= 0)
                         q = luv_json_add_string(e, "machine", p->machine);
                 if (q >= 0)
                         q = luv_json_add_u64(e, "startUSec", p->start_usec);
                 if (q >= 0)
                         q = luv_json_add_u64(e, "durationUSec", p->duration_usec);
-                if (q < 0)
-                        return q;
         }
-        return luv_json_add(o, "phases", TAKE_PTR(array));
+        return q < 0 ? q : luv_json_add(o, "phases", TAKE_PTR(array));
 }
 
 static int report_to_json(const Report *r, struct json_object **ret)
@@ -134,14 +122,6 @@ static int report_to_json(const Report *r, struct json_object **ret)
                 return q;
         *ret = TAKE_PTR(o);
         return 0;
-}
-
-static TimelineClock clock_from_string(const char *s)
-{
-        for (TimelineClock c = 0; c < _TIMELINE_CLOCK_MAX; c++)
-                if (streq(s, luv_timeline_clock_to_string(c)))
-                        return c;
-        return _TIMELINE_CLOCK_INVALID;
 }
 
 static int read_machines(struct json_object *o, Report *r, char **ret_reason)
@@ -219,7 +199,7 @@ static int report_from_json(struct json_object *o, Report **ret, char **ret_reas
         if (q < 0)
                 return q;
         r->result = luv_report_result_from_string(result);
-        r->clock = clock_from_string(clock);
+        r->clock = luv_timeline_clock_from_string(clock);
         if (r->result < 0 || r->clock < 0)
                 return luv_reason(ret_reason, -EBADMSG, "unknown result \"%s\" or clock \"%s\"", result,
                                   clock);

@@ -9,18 +9,12 @@
 #include "util/string-util.h"
 #include "util/time-util.h"
 
-static const char *const clock_table[_TIMELINE_CLOCK_MAX] = {
+static const char *const luv_timeline_clock_table[_TIMELINE_CLOCK_MAX] = {
         [TIMELINE_CLOCK_NONE] = "none",
         [TIMELINE_CLOCK_TSC] = "tsc",
         [TIMELINE_CLOCK_REALTIME] = "realtime",
 };
-
-const char *luv_timeline_clock_to_string(TimelineClock c)
-{
-        if ((int) c < 0 || c >= _TIMELINE_CLOCK_MAX)
-                return NULL;
-        return clock_table[c];
-}
+DEFINE_STRING_TABLE(luv_timeline_clock, TimelineClock);
 
 void luv_timeline_done(Timeline *t)
 {

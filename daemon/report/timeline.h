@@ -37,6 +37,7 @@ typedef struct Timeline {
 
 void luv_timeline_done(Timeline *t);
 const char *luv_timeline_clock_to_string(TimelineClock c);
+TimelineClock luv_timeline_clock_from_string(const char *s);
 int luv_timeline_anchor(TimelineAnchor *ret);
 
 /* Begins a phase; the one of the same name and machine that is open ends. -ENOMEM. */

@@ -312,18 +312,35 @@ START_TEST(no_machines)
 }
 END_TEST
 
+/* The record as another version of us would have written it, which says that we cannot read it. */
+static int of_the_future(int fd)
+{
+        _cleanup_close_ int record_fd = fd;
+        uint8_t document[4096];
+        ssize_t n = pread(record_fd, document, sizeof(document), 0);
+
+        ck_assert_int_gt(n, 12);
+        /* Version and lowest reader come after the magic. */
+        memset(document + 8, 99, 4);
+        fd = luv_memfd_sealed("future", document, (size_t) n);
+        ck_assert_int_ge(fd, 0);
+        return fd;
+}
+
 /* Each in its own way: and the last one is fine all the same. */
 START_TEST(stranded)
 {
         _cleanup_close_ int nonsense = make_memfd("nonsense", "nonsense");
 
-        add_host(7, "rebind", "verify", "plugin", "damaged", "other", "lost", "well");
+        add_host(8, "rebind", "verify", "plugin", "damaged", "other", "lost", "well", "future");
         add_machine("rebind", 1, "x", "no rebind");
         add_machine("verify", 2, "no verify", NULL);
         add_machine("plugin", 3, "no plugin", NULL);
         add_session("luvfio-damaged-1", LUVFIO_MACHINE_TOKEN(4), nonsense);
         add_session("luvfio-other-1", LUVFIO_MACHINE_TOKEN(5), machine_record("well", 7, NULL, NULL));
         add_machine("well", 7, "x", NULL);
+        add_session("luvfio-future-1", LUVFIO_MACHINE_TOKEN(8),
+                    of_the_future(machine_record("future", 8, "x", NULL)));
         TAKE_FD(nonsense);
         boot(NULL);
         run();
@@ -343,6 +360,9 @@ START_TEST(stranded)
                         strstr(told,
                                "stranded other session: session luvfio-other-1 holds the record of machine "
                                "well, session luvfio-well-1, where the host's has other\n"));
+        ck_assert_ptr_nonnull(strstr(told,
+                                     "stranded future session: the machine record was written in version "
+                                     "25443, which asks for a reader of version 25443; this is 1\n"));
         ck_assert_ptr_nonnull(strstr(told, "gone lost\n"));
         ck_assert_ptr_nonnull(strstr(told, "ready well luvfio-well-1\n"));
         ck_assert_str_eq(strstr(told, "done"), "done record session\n");
