@@ -455,6 +455,7 @@ static int device_jump(Luo *l, char *const *argv, const int *kept, char *const *
 {
         int r;
 
+        /* Somebody may have unloaded it. That it was replaced by kexec_load(2) meanwhile cannot be seen. */
         r = syscalls->kexec_loaded();
         if (r < 0)
                 return r;

@@ -582,21 +582,18 @@ static int sim_freeze(Simulation *sim)
 
 static int sim_describe_session(SimSession *s, struct json_object *sessions)
 {
-        struct json_object *o, *files;
+        struct json_object *o, *files = NULL;
         int r;
 
-        o = json_object_new_object();
-        r = luv_json_append(sessions, o);
-        if (r < 0)
-                return r;
-        files = json_object_new_array();
-        r = luv_json_add(o, "files", files);
+        r = luv_json_append_object(sessions, &o);
+        if (r >= 0)
+                r = luv_json_add_array(o, "files", &files);
         if (r >= 0)
                 r = luv_json_add_string(o, "name", s->name);
         for (SimFile *f = s->first; f && r >= 0; f = f->next) {
-                struct json_object *file = json_object_new_object();
+                struct json_object *file;
 
-                r = luv_json_append(files, file);
+                r = luv_json_append_object(files, &file);
                 if (r >= 0)
                         r = luv_json_add_u64(file, "token", f->token);
                 if (r >= 0)
@@ -616,12 +613,9 @@ static int sim_describe(Simulation *sim)
 
         if (!o)
                 return -ENOMEM;
-        sessions = json_object_new_array();
-        r = luv_json_add(o, "sessions", sessions);
-        if (r < 0)
-                return r;
-        counters = json_object_new_object();
-        r = luv_json_add(o, "counters", counters);
+        r = luv_json_add_array(o, "sessions", &sessions);
+        if (r >= 0)
+                r = luv_json_add_object(o, "counters", &counters);
         if (r < 0)
                 return r;
         for (SimFault i = 0; i < _SIM_FAULT_MAX; i++) {

@@ -54,14 +54,14 @@ static void free_names(struct dirent **names, int n)
 
 static int add_machines(struct json_object *o, const Report *r)
 {
-        _cleanup_json_ struct json_object *array = json_object_new_array();
-        int q = array ? 0 : -ENOMEM;
+        struct json_object *array, *e;
+        int q;
 
+        q = luv_json_add_array(o, "machines", &array);
         for (size_t i = 0; q >= 0 && i < r->n_machines; i++) {
                 const ReportMachine *m = r->machines + i;
-                struct json_object *e = json_object_new_object();
 
-                q = luv_json_append(array, e);
+                q = luv_json_append_object(array, &e);
                 if (q >= 0)
                         q = luv_json_add_string(e, "machine", m->machine);
                 if (q >= 0 && m->blackout_usec != UINT64_MAX)
@@ -69,19 +69,19 @@ static int add_machines(struct json_object *o, const Report *r)
                 if (q >= 0)
                         q = luv_json_add_string(e, "strandedReason", m->stranded_reason);
         }
-        return q < 0 ? q : luv_json_add(o, "machines", TAKE_PTR(array));
+        return q;
 }
 
 static int add_phases(struct json_object *o, const Report *r)
 {
-        _cleanup_json_ struct json_object *array = json_object_new_array();
-        int q = array ? 0 : -ENOMEM;
+        struct json_object *array, *e;
+        int q;
 
+        q = luv_json_add_array(o, "phases", &array);
         for (size_t i = 0; q >= 0 && i < r->n_phases; i++) {
                 const ReportPhase *p = r->phases + i;
-                struct json_object *e = json_object_new_object();
 
-                q = luv_json_append(array, e);
+                q = luv_json_append_object(array, &e);
                 if (q >= 0)
                         q = luv_json_add_string(e, "name", p->name);
                 if (q >= 0)
@@ -91,7 +91,7 @@ static int add_phases(struct json_object *o, const Report *r)
                 if (q >= 0)
                         q = luv_json_add_u64(e, "durationUSec", p->duration_usec);
         }
-        return q < 0 ? q : luv_json_add(o, "phases", TAKE_PTR(array));
+        return q;
 }
 
 static int report_to_json(const Report *r, struct json_object **ret)

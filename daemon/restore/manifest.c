@@ -677,36 +677,12 @@ int luv_machine_record_read(int fd, MachineRecord **ret, char **ret_reason)
 
 /* Writing. */
 
-static int add_array(struct json_object *o, const char *key, struct json_object **ret)
-{
-        struct json_object *array = json_object_new_array();
-
-        *ret = array;
-        return luv_json_add(o, key, array);
-}
-
-static int add_object(struct json_object *o, const char *key, struct json_object **ret)
-{
-        struct json_object *member = json_object_new_object();
-
-        *ret = member;
-        return luv_json_add(o, key, member);
-}
-
-static int append_object(struct json_object *array, struct json_object **ret)
-{
-        struct json_object *element = json_object_new_object();
-
-        *ret = element;
-        return luv_json_append(array, element);
-}
-
 static int write_anchor(struct json_object *o, const char *key, const TimelineAnchor *a)
 {
         struct json_object *member;
         int r;
 
-        r = add_object(o, key, &member);
+        r = luv_json_add_object(o, key, &member);
         if (r >= 0)
                 r = luv_json_add_fields(member, anchor_fields, a);
         return r;
@@ -717,7 +693,7 @@ static int write_timeline(struct json_object *o, const Timeline *t)
         struct json_object *member = NULL, *phases = NULL, *phase;
         int r;
 
-        r = add_object(o, "timeline", &member);
+        r = luv_json_add_object(o, "timeline", &member);
         if (r >= 0)
                 r = luv_json_add_fields(member, timeline_fields, t);
         if (r >= 0)
@@ -725,9 +701,9 @@ static int write_timeline(struct json_object *o, const Timeline *t)
         if (r >= 0)
                 r = write_anchor(member, "incoming", &t->incoming);
         if (r >= 0)
-                r = add_array(member, "phases", &phases);
+                r = luv_json_add_array(member, "phases", &phases);
         for (size_t i = 0; i < t->n_phases && r >= 0; i++) {
-                r = append_object(phases, &phase);
+                r = luv_json_append_object(phases, &phase);
                 if (r >= 0)
                         r = luv_json_add_fields(phase, phase_fields, t->phases + i);
         }
@@ -743,13 +719,13 @@ static int write_host(struct json_object *o, const HostRecord *h)
         if (r >= 0)
                 r = write_timeline(o, &h->timeline);
         if (r >= 0)
-                r = add_array(o, "units", &units);
+                r = luv_json_add_array(o, "units", &units);
         for (char *const *u = h->units; u && *u && r >= 0; u++)
                 r = luv_json_append(units, json_object_new_string(*u));
         if (r >= 0)
-                r = add_array(o, "sessions", &sessions);
+                r = luv_json_add_array(o, "sessions", &sessions);
         for (size_t i = 0; i < h->n_sessions && r >= 0; i++) {
-                r = append_object(sessions, &session);
+                r = luv_json_append_object(sessions, &session);
                 if (r >= 0)
                         r = luv_json_add_fields(session, session_fields, h->sessions + i);
         }
@@ -761,7 +737,7 @@ static int write_fd(struct json_object *array, const FdRecord *f)
         struct json_object *o;
         int r;
 
-        r = append_object(array, &o);
+        r = luv_json_append_object(array, &o);
         if (r >= 0)
                 r = luv_json_add_fields(o, fd_fields, f);
         if (r >= 0)
@@ -776,7 +752,7 @@ static int write_device(struct json_object *array, const DeviceRecord *d)
         struct json_object *o;
         int r;
 
-        r = append_object(array, &o);
+        r = luv_json_append_object(array, &o);
         if (r >= 0)
                 r = luv_json_add_fields(o, device_fields, d);
         /* None is an empty one. */
@@ -792,11 +768,11 @@ static int write_machine(struct json_object *o, const MachineRecord *m)
 
         r = luv_json_add_fields(o, machine_fields, m);
         if (r >= 0)
-                r = add_array(o, "fds", &fds);
+                r = luv_json_add_array(o, "fds", &fds);
         for (size_t i = 0; i < m->n_fds && r >= 0; i++)
                 r = write_fd(fds, &m->fds[i]);
         if (r >= 0)
-                r = add_array(o, "devices", &devices);
+                r = luv_json_add_array(o, "devices", &devices);
         for (size_t i = 0; i < m->n_devices && r >= 0; i++)
                 r = write_device(devices, &m->devices[i]);
         return r;

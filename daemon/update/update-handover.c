@@ -194,12 +194,7 @@ static int on_jump(sd_event_source *s, void *userdata)
                 u->jump_error = simulated_jump(u);
         } else {
                 sync();
-                /* Somebody may have unloaded it, or worse, loaded another by the old call, which keeps
-                 * nothing. */
-                if (luv_kexec_loaded() <= 0)
-                        u->jump_error = -ENOEXEC;
-                else
-                        u->jump_error = luv_luo_jump(u->config.luo, NULL, NULL, NULL, 0);
+                u->jump_error = luv_luo_jump(u->config.luo, NULL, NULL, NULL, 0);
         }
         luv_log_error(u->jump_error, "The kernel was not left");
         ask_for_refusal(u);

@@ -207,6 +207,24 @@ int luv_json_append(struct json_object *array, struct json_object *value)
         return 0;
 }
 
+int luv_json_add_array(struct json_object *o, const char *key, struct json_object **ret)
+{
+        *ret = json_object_new_array();
+        return luv_json_add(o, key, *ret);
+}
+
+int luv_json_add_object(struct json_object *o, const char *key, struct json_object **ret)
+{
+        *ret = json_object_new_object();
+        return luv_json_add(o, key, *ret);
+}
+
+int luv_json_append_object(struct json_object *array, struct json_object **ret)
+{
+        *ret = json_object_new_object();
+        return luv_json_append(array, *ret);
+}
+
 int luv_json_add_string(struct json_object *o, const char *key, const char *s)
 {
         return s ? luv_json_add(o, key, json_object_new_string(s)) : 0;

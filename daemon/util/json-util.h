@@ -58,6 +58,10 @@ int luv_json_add_fields(struct json_object *o, const JsonField *fields, const vo
 /* Add a member, or an element; a NULL string adds nothing. -ENOMEM. */
 int luv_json_add(struct json_object *o, const char *key, struct json_object *value /* taken */);
 int luv_json_append(struct json_object *array, struct json_object *value /* taken */);
+/* New ones, empty; *RET is its parent's. */
+int luv_json_add_array(struct json_object *o, const char *key, struct json_object **ret);
+int luv_json_add_object(struct json_object *o, const char *key, struct json_object **ret);
+int luv_json_append_object(struct json_object *array, struct json_object **ret);
 int luv_json_add_string(struct json_object *o, const char *key, const char *s);
 int luv_json_add_u64(struct json_object *o, const char *key, uint64_t v);
 int luv_json_add_bool(struct json_object *o, const char *key, bool v);
