@@ -66,6 +66,14 @@ void luv_connection_touch(Connection *c);
 /* Ends a stream that somebody else took over, or whose machine is gone. */
 void luv_connection_close(Connection *c);
 
+/*
+ * The parameters of a method. 1: go on. Else the call is answered, or wants no answer and so could not be
+ * told whether it was obeyed: what is to be returned comes back.
+ */
+int luv_dispatch(Connection *c, sd_json_variant *parameters, sd_varlink_method_flags_t flags,
+                 const sd_json_dispatch_field *table, void *ret);
+extern const sd_json_dispatch_field luv_no_parameters[];
+
 /* "ab\x07c": whatever came, made harmless. */
 char *luv_printable(const char *s);
 

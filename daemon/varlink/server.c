@@ -190,6 +190,19 @@ int luv_connection_notify(Connection *c, sd_json_variant *v)
         return r;
 }
 
+const sd_json_dispatch_field luv_no_parameters[] = { {} };
+
+int luv_dispatch(Connection *c, sd_json_variant *parameters, sd_varlink_method_flags_t flags,
+                 const sd_json_dispatch_field *table, void *ret)
+{
+        int r;
+
+        if (flags & SD_VARLINK_METHOD_ONEWAY)
+                return 0;
+        r = sd_varlink_dispatch(c->link, parameters, table, ret);
+        return r == 0 ? 1 : MIN(r, 0);
+}
+
 static Connection *connection_free(Connection *c)
 {
         if (!c)

@@ -22,16 +22,6 @@
 
 #define PAIR_STRING(name, s) SD_JSON_BUILD_PAIR_CONDITION((s) != NULL, name, SD_JSON_BUILD_STRING(s))
 
-static bool is_oneway(sd_varlink_method_flags_t flags)
-{
-        return flags & SD_VARLINK_METHOD_ONEWAY;
-}
-
-static int no_parameters(sd_varlink *link, sd_json_variant *parameters)
-{
-        return sd_varlink_dispatch(link, parameters, (const sd_json_dispatch_field[]) { {} }, NULL);
-}
-
 /* Reading. */
 
 static int build_promises(sd_json_variant **ret)
@@ -70,10 +60,8 @@ static int method_describe(sd_varlink *link, sd_json_variant *parameters, sd_var
         const char *id = luv_update_id(s->config.update);
         int r;
 
-        if (is_oneway(flags))
-                return 0;
-        r = no_parameters(link, parameters);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, luv_no_parameters, NULL);
+        if (r <= 0)
                 return r;
         if (uname(&name) < 0)
                 return negative_errno();
@@ -139,10 +127,8 @@ static int method_list_machines(sd_varlink *link, sd_json_variant *parameters,
         MachineRegistry *machines = c->server->config.machines;
         int r;
 
-        if (is_oneway(flags))
-                return 0;
-        r = no_parameters(link, parameters);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, luv_no_parameters, NULL);
+        if (r <= 0)
                 return r;
         r = sd_json_variant_new_array(&array, NULL, 0);
         for (size_t i = 0; i < luv_machine_registry_size(machines) && r >= 0; i++)
@@ -211,10 +197,8 @@ static int method_list_devices(sd_varlink *link, sd_json_variant *parameters,
         size_t n = 0, k = 0;
         int r;
 
-        if (is_oneway(flags))
-                return 0;
-        r = no_parameters(link, parameters);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, luv_no_parameters, NULL);
+        if (r <= 0)
                 return r;
         for (size_t i = 0; i < luv_machine_registry_size(machines); i++)
                 n += luv_machine_registry_at(machines, i)->n_devices;
@@ -251,10 +235,8 @@ static int method_history(sd_varlink *link, sd_json_variant *parameters, sd_varl
         size_t n;
         int r;
 
-        if (is_oneway(flags))
-                return 0;
-        r = sd_varlink_dispatch(link, parameters, table, &limit);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, table, &limit);
+        if (r <= 0)
                 return r;
         if (limit < 0)
                 return sd_varlink_error_invalid_parameter_name(link, "limit");
@@ -289,10 +271,8 @@ static int method_analyze(sd_varlink *link, sd_json_variant *parameters, sd_varl
         Report *found = NULL;
         int r;
 
-        if (is_oneway(flags))
-                return 0;
-        r = sd_varlink_dispatch(link, parameters, table, &id);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, table, &id);
+        if (r <= 0)
                 return r;
         if (!report || (id && !streq(report->update_id, id))) {
                 r = id && !luv_id_valid(id) ? -ENOENT
@@ -539,10 +519,8 @@ static int method_check(sd_varlink *link, sd_json_variant *parameters, sd_varlin
         HostCall *h;
         int r;
 
-        if (is_oneway(flags))
-                return 0;
-        r = sd_varlink_dispatch(link, parameters, table, &p);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, table, &p);
+        if (r <= 0)
                 return r;
         h = host_call_new(c, NULL, false);
         if (!h)
@@ -602,10 +580,8 @@ static int begin(Connection *c, sd_json_variant *parameters, sd_varlink_method_f
         HostCall *h;
         int r;
 
-        if (is_oneway(flags))
-                return 0;
-        r = sd_varlink_dispatch(c->link, parameters, table, &p);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, table, &p);
+        if (r <= 0)
                 return r;
         if (p.deadline < 0 || (uint64_t) p.deadline > LUVFIO_DEADLINE_MAX_USEC)
                 return sd_varlink_error_invalid_parameter_name(c->link, "deadlineUSec");
@@ -682,10 +658,8 @@ static int method_abort(sd_varlink *link, sd_json_variant *parameters, sd_varlin
         HostCall *h;
         int r;
 
-        if (is_oneway(flags))
-                return 0;
-        r = sd_varlink_dispatch(link, parameters, table, &p);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, table, &p);
+        if (r <= 0)
                 return r;
         h = host_call_new(c, run_abort, false);
         if (!h)
@@ -781,10 +755,8 @@ static int method_discard(sd_varlink *link, sd_json_variant *parameters, sd_varl
         HostCall *h;
         int r;
 
-        if (is_oneway(flags))
-                return 0;
-        r = sd_varlink_dispatch(link, parameters, table, &p);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, table, &p);
+        if (r <= 0)
                 return r;
         h = host_call_new(c, run_discard, false);
         if (!h)
@@ -837,8 +809,8 @@ static int method_inhibit(sd_varlink *link, sd_json_variant *parameters, sd_varl
         HostCall *h;
         int r;
 
-        r = sd_varlink_dispatch(link, parameters, table, &p);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, table, &p);
+        if (r <= 0)
                 return r;
         if (!(flags & SD_VARLINK_METHOD_MORE))
                 return sd_varlink_error(link, SD_VARLINK_ERROR_EXPECTED_MORE, NULL);
@@ -889,8 +861,8 @@ static int method_monitor(sd_varlink *link, sd_json_variant *parameters, sd_varl
         Update *u = c->server->config.update;
         int r;
 
-        r = no_parameters(link, parameters);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, luv_no_parameters, NULL);
+        if (r <= 0)
                 return r;
         if (!(flags & SD_VARLINK_METHOD_MORE))
                 return sd_varlink_error(link, SD_VARLINK_ERROR_EXPECTED_MORE, NULL);

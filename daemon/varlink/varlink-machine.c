@@ -60,12 +60,6 @@ static int error_fd_name(Connection *c, const char *error, const char *name)
         return sd_varlink_errorbo(c->link, error, SD_JSON_BUILD_PAIR_STRING("name", name));
 }
 
-/* A method call without a reply asks for nothing that could be told apart from a fault. */
-static bool is_oneway(sd_varlink_method_flags_t flags)
-{
-        return flags & SD_VARLINK_METHOD_ONEWAY;
-}
-
 static int fd_to_json(const MachineFd *f, sd_json_variant **ret)
 {
         bool memory = f->kind == FD_KIND_MEMFD || f->kind == FD_KIND_STATE;
@@ -299,10 +293,8 @@ static int method_register(sd_varlink *link, sd_json_variant *parameters, sd_var
         Machine *m;
         int r;
 
-        if (is_oneway(flags))
-                return 0;
-        r = sd_varlink_dispatch(link, parameters, table, &p);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, table, &p);
+        if (r <= 0)
                 return r;
         if (!luv_machine_name_valid(p.name))
                 return error_name(c, p.name);
@@ -404,8 +396,8 @@ static int method_watch(sd_varlink *link, sd_json_variant *parameters, sd_varlin
         Machine *m;
         int r;
 
-        r = sd_varlink_dispatch(link, parameters, table, &p);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, table, &p);
+        if (r <= 0)
                 return r;
         if (!(flags & SD_VARLINK_METHOD_MORE))
                 return sd_varlink_error(link, SD_VARLINK_ERROR_EXPECTED_MORE, NULL);
@@ -558,10 +550,8 @@ static int method_preserve(sd_varlink *link, sd_json_variant *parameters, sd_var
         Machine *m;
         int r;
 
-        if (is_oneway(flags))
-                return 0;
-        r = sd_varlink_dispatch(link, parameters, table, &p);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, table, &p);
+        if (r <= 0)
                 return r;
         r = find_machine(c, p.machine, &m);
         if (r <= 0)
@@ -579,7 +569,14 @@ static int method_preserve(sd_varlink *link, sd_json_variant *parameters, sd_var
         return hold(c, m, &p, kind, &fd);
 }
 
-/* The VMM's answers. */
+/* The VMM's answers. R is what the update made of one. */
+
+static int reply_to_answer(Connection *c, const Machine *m, int r)
+{
+        if (r == -EPROTO)
+                return error_state(c, m);
+        return r < 0 ? r : sd_varlink_reply(c->link, NULL);
+}
 
 static int answer(Connection *c, sd_json_variant *parameters, sd_varlink_method_flags_t flags,
                   int (*func)(Update *u, Machine *m))
@@ -588,20 +585,13 @@ static int answer(Connection *c, sd_json_variant *parameters, sd_varlink_method_
         Machine *m;
         int r;
 
-        if (is_oneway(flags))
-                return 0;
-        r = sd_varlink_dispatch(c->link, parameters, machine_table, &p);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, machine_table, &p);
+        if (r <= 0)
                 return r;
         r = find_machine(c, p.machine, &m);
         if (r <= 0)
                 return r;
-        r = func(c->server->config.update, m);
-        if (r == -EPROTO)
-                return error_state(c, m);
-        if (r < 0)
-                return r;
-        return sd_varlink_reply(c->link, NULL);
+        return reply_to_answer(c, m, func(c->server->config.update, m));
 }
 
 static int method_prepared(sd_varlink *link, sd_json_variant *parameters, sd_varlink_method_flags_t flags,
@@ -642,11 +632,9 @@ static int dispatch_time(Connection *c, sd_json_variant *parameters, sd_varlink_
         TimeParameters p = {};
         int r;
 
-        if (is_oneway(flags))
-                return 0;
-        r = sd_varlink_dispatch(c->link, parameters, table, &p);
-        if (r != 0)
-                return MIN(r, 0);
+        r = luv_dispatch(c, parameters, flags, table, &p);
+        if (r <= 0)
+                return r;
         r = find_machine(c, p.machine, ret_machine);
         if (r > 0)
                 *ret_usec = not_later_than_now(p.usec);
@@ -664,12 +652,7 @@ static int method_quiesced(sd_varlink *link, sd_json_variant *parameters, sd_var
         r = dispatch_time(c, parameters, flags, "vcpusStoppedUSec", &m, &usec);
         if (r <= 0)
                 return r;
-        r = luv_update_quiesced(c->server->config.update, m, usec);
-        if (r == -EPROTO)
-                return error_state(c, m);
-        if (r < 0)
-                return r;
-        return sd_varlink_reply(link, NULL);
+        return reply_to_answer(c, m, luv_update_quiesced(c->server->config.update, m, usec));
 }
 
 static int method_resumed(sd_varlink *link, sd_json_variant *parameters, sd_varlink_method_flags_t flags,
@@ -684,12 +667,8 @@ static int method_resumed(sd_varlink *link, sd_json_variant *parameters, sd_varl
         if (r <= 0)
                 return r;
         r = luv_update_resumed(c->server->config.update, m, usec);
-        if (r == -EPROTO)
-                return error_state(c, m);
-        if (r < 0)
-                return r;
-        if (r == 0)
-                return sd_varlink_reply(link, NULL);
+        if (r <= 0)
+                return reply_to_answer(c, m, r);
         /* Answered when it is running in luvfiod's eyes too. */
         c->caller = CALLER_RESUMED;
         c->machine = m;
@@ -764,10 +743,8 @@ static int method_retrieve(sd_varlink *link, sd_json_variant *parameters, sd_var
         Machine *m;
         int r;
 
-        if (is_oneway(flags))
-                return 0;
-        r = sd_varlink_dispatch(link, parameters, table, &p);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, table, &p);
+        if (r <= 0)
                 return r;
         r = find_machine(c, p.machine, &m);
         if (r <= 0)
@@ -812,10 +789,8 @@ static int method_withdraw(sd_varlink *link, sd_json_variant *parameters, sd_var
         Machine *m;
         int r;
 
-        if (is_oneway(flags))
-                return 0;
-        r = sd_varlink_dispatch(link, parameters, machine_table, &p);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, machine_table, &p);
+        if (r <= 0)
                 return r;
         r = find_machine(c, p.machine, &m);
         if (r <= 0)

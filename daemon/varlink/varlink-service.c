@@ -41,8 +41,8 @@ static int method_ping(sd_varlink *link, sd_json_variant *parameters, sd_varlink
 {
         int r;
 
-        r = sd_varlink_dispatch(link, parameters, (const sd_json_dispatch_field[]) { {} }, NULL);
-        if (r != 0)
+        r = luv_dispatch(userdata, parameters, flags, luv_no_parameters, NULL);
+        if (r <= 0)
                 return r;
         return sd_varlink_reply(link, NULL);
 }
@@ -63,8 +63,8 @@ static int method_set_log_level(sd_varlink *link, sd_json_variant *parameters,
         int64_t level;
         int r;
 
-        r = sd_varlink_dispatch(link, parameters, table, &level);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, table, &level);
+        if (r <= 0)
                 return r;
         if (level < LOG_EMERG || level > LOG_DEBUG)
                 return sd_varlink_error_invalid_parameter_name(link, "level");
@@ -80,8 +80,8 @@ static int method_get_environment(sd_varlink *link, sd_json_variant *parameters,
         Connection *c = userdata;
         int r;
 
-        r = sd_varlink_dispatch(link, parameters, (const sd_json_dispatch_field[]) { {} }, NULL);
-        if (r != 0)
+        r = luv_dispatch(c, parameters, flags, luv_no_parameters, NULL);
+        if (r <= 0)
                 return r;
         if (!is_root(c))
                 return sd_varlink_error(link, SD_VARLINK_ERROR_PERMISSION_DENIED, NULL);
