@@ -165,8 +165,7 @@ void ctl_disconnect(Ctl *c)
         c->link = sd_varlink_close_unref(c->link);
 }
 
-/* A path or an abstract socket (@name), or a URL as ssh-unix:host:/path. */
-static int connect_address(const char *address, sd_varlink **ret)
+int ctl_connect_address(const char *address, sd_varlink **ret)
 {
         _cleanup_free_ char *absolute = NULL;
 
@@ -186,7 +185,7 @@ ExitCode ctl_connect(Ctl *c)
 
         if (c->link)
                 return CTL_DONE;
-        r = connect_address(c->options.socket, &c->link);
+        r = ctl_connect_address(c->options.socket, &c->link);
         if (r == -EACCES || r == -EPERM)
                 return ctl_fail(c, CTL_FORBIDDEN,
                                 "Not permitted to talk to luvfiod at %s: this needs root or the group "

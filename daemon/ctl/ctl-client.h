@@ -27,6 +27,8 @@ ExitCode ctl_fail_error(Ctl *c, const char *error_id, sd_json_variant *parameter
 /* One JSON value to stdout, as --json says. */
 ExitCode ctl_print_json(Ctl *c, sd_json_variant *v);
 
+/* To a path or an abstract socket (@name), or a URL as ssh-unix:host:/path; says nothing. */
+int ctl_connect_address(const char *address, sd_varlink **ret);
 ExitCode ctl_connect(Ctl *c);
 void ctl_disconnect(Ctl *c);
 

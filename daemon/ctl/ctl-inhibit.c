@@ -94,7 +94,7 @@ static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
 
         ctl_disconnect(s->c);
         /* ctl_stream_start() would complain each time. */
-        if (sd_varlink_connect_address(&link, s->c->options.socket) >= 0) {
+        if (ctl_connect_address(s->c->options.socket, &link) >= 0) {
                 sd_varlink_close_unref(link);
                 if (ctl_stream_start(s) == CTL_DONE)
                         return 0;
