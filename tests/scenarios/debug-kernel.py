@@ -29,7 +29,8 @@ exec /usr/lib/luvhost/updates
 
 run = Path(os.environ["LUV_RUN"])
 (run / "machines").write_text(f"{len(MACHINES)}\n")
-r = scenario.host("host", "--quiet", "--image", "full", "--overlay", scenario.TREE, "-m", "6144",
+r = scenario.host("host", "--quiet", "--image", "full", "--overlay", scenario.TREE, "-m", "4096",
+                  "--append", scenario.SCRATCH,
                   *["--device", "igb"] * len(MACHINES), "--boot-deadline", "600", "--jump-deadline", "900",
                   "--script-deadline", "900", "--file", f"{LIB}/vmm.sh:/usr/lib/luvhost/vmm.sh",
                   "--file", f"{run}/machines:/usr/lib/luvhost/machines",

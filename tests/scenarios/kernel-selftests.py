@@ -78,7 +78,8 @@ def case(label, first, following):
     scripts = [RUN + before + leaks + stage(1) + jump.format("b"),
                RUN + stage(2) + leaks + stage(1) + jump.format("a"),
                RUN + stage(2) + leaks]
-    result = scenario.host(label, "--quiet", "--device", "igb", "-m", "4096", "--append", "hugepagesz=1G hugepages=1", "--script-deadline",
+    result = scenario.host(label, "--quiet", "--device", "igb", "-m", "6144" if debug else "4096", "--append",
+                           "hugepagesz=1G hugepages=1" + (f" {scenario.SCRATCH}" if debug else ""), "--script-deadline",
                            "2400" if scenario.FULL else "300",
                            "--boot-deadline", "600", "--jump-deadline", "600", "--file", f"{folder}:/st",
                            *["sh:" + s for s in scripts], first=first, following=following)

@@ -27,6 +27,10 @@ def kernel(variant):
     return Path(known)
 
 
+# For the debug kernel's command line. KASAN's shadow, an eighth of memory, is taken from KHO's scratch areas in the next
+# kernel, and the default of twice what was taken in this one is more than can be had in one piece.
+SCRATCH = "kho_scratch=64M,256M,1200M"
+
 # For a shell on the debug kernel. kmemleak takes nothing for lost that is younger than five seconds, and looks twice to
 # be sure. Only what the series touches counts.
 LEAKS = r"""
