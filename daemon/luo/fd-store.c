@@ -143,7 +143,7 @@ static bool is_stored(FdStore *s, const char *name)
         return false;
 }
 
-int luv_fd_store_push(FdStore *s, const char *name, int fd)
+static int push(FdStore *s, const char *name, int fd, bool wait)
 {
         _cleanup_free_ char *message = NULL;
         uint64_t stored = 0;
@@ -167,10 +167,22 @@ int luv_fd_store_push(FdStore *s, const char *name, int fd)
         r = sd_pid_notify_with_fds(0, false, message, &fd, 1);
         if (r < 0)
                 return r;
-        r = sd_notify_barrier(false, BARRIER_USEC);
-        if (r < 0)
-                return r == -ETIMEDOUT ? -ETIME : r;
+        if (wait) {
+                r = sd_notify_barrier(false, BARRIER_USEC);
+                if (r < 0)
+                        return r == -ETIMEDOUT ? -ETIME : r;
+        }
         return is_stored(s, name) ? 0 : entry_prepend(s, name, -EBADF, true);
+}
+
+int luv_fd_store_push(FdStore *s, const char *name, int fd)
+{
+        return push(s, name, fd, /* wait= */ true);
+}
+
+int luv_fd_store_send(FdStore *s, const char *name, int fd)
+{
+        return push(s, name, fd, /* wait= */ false);
 }
 
 int luv_fd_store_remove(FdStore *s, const char *name)

@@ -30,5 +30,7 @@ int luv_fd_store_names(FdStore *s, const char *prefix, char ***ret);
  * the manager does not answer. A file that is stored already is not stored again.
  */
 int luv_fd_store_push(FdStore *s, const char *name, int fd);
+/* The same without waiting, for what is not lost if the manager does not take it. */
+int luv_fd_store_send(FdStore *s, const char *name, int fd);
 /* Drops all fds of NAME; the manager closes its copies asynchronously. */
 int luv_fd_store_remove(FdStore *s, const char *name);

@@ -366,8 +366,9 @@ static void session_have(RestoreSession *s, bool stored)
         int error;
 
         if (!stored) {
-                error = luv_fd_store_push(r->store, s->name, luv_luo_session_get_fd(s->session));
-                /* The kernel puts it back if we die: no reason to strand a machine. */
+                /* The kernel puts it back if we die: no reason to strand a machine, or to wait for a service
+                 * manager that is starting everything else. */
+                error = luv_fd_store_send(r->store, s->name, luv_luo_session_get_fd(s->session));
                 if (error < 0)
                         (void) luv_log_errno(LOG_WARNING, error,
                                              "Cannot put session %s into the service manager's store",
