@@ -45,19 +45,37 @@ def marks(out):
     return found
 
 
-def floor(out, kernel, rounds):
+def hardware(machines):
+    """The same for the floor and for the updates."""
+    return [*(["--device", "igb@switch"] * machines), "-m", str(2048 + machines * 160)]
+
+
+def clock(out, boot):
+    """That boot's: (what a mark was stamped with inside, PID 1's beginning, fork for the unit), in microseconds."""
+    return [int(float(line)) for line in (out / "files" / f"clock-{boot}").read_text().split()]
+
+
+def floor(out, kernel, rounds, machines):
     """From reboot(2) to the exec of a unit that stands where the VMM's stands, in microseconds, each round."""
-    host(out, ["--kernel", kernel, "--next", kernel, "--overlay", project.WORK / "tree",
+    host(out, ["--kernel", kernel, "--next", kernel, "--overlay", project.WORK / "tree", *hardware(machines),
                "--file", f"{LIB}/bench/luvhost-floor.service:/usr/lib/systemd/system/luvhost-floor.service"],
          [LIB / "bench/floor"] * (rounds + 1))
-    result, begin = [], None
+    whole, phases, begin, end = [], {}, None, None
     for at, number in marks(out):
         if number == 50:
-            begin = at
+            begin, end = at, None
         elif number == 51 and begin:
-            result.append(at - begin)
-            begin = None
-    return result
+            end = at
+        elif number > 100 and begin and end:
+            stamp, userspace, fork = clock(out, number - 100)
+            whole.append(end - begin)
+            phases.setdefault("kernel", []).append(at - stamp + userspace - begin)
+            phases.setdefault("PID 1", []).append(fork - userspace)
+            phases.setdefault("exec", []).append(end - (at - stamp + fork))
+    if len(whole) < rounds:
+        raise progress.Failed(f"only {len(whole)} of {rounds} floors were measured; see {out}")
+    return {"floorUSec": statistics.median(whole), "floorsUSec": whole,
+            "floorPhasesUSec": {k: statistics.median(v) for k, v in phases.items()}}
 
 
 def reports(path, event):
@@ -65,43 +83,59 @@ def reports(path, event):
     return [line for line in lines if line["event"] == event]
 
 
+# Of these a VMM, the kernel or PID 1 would need as long without luvfiod; the others are luvfiod's own.
+OTHERS = {"VMM stops", "kernel", "PID 1", "VMM waits", "VMM resumes"}
+
+
+def phases_of(report, machine, stopped, resumed, userspace, fork):
+    """What one machine's blackout consists of, but for the kernel: that is the rest. Microseconds."""
+    own = {p["name"]: p["durationUSec"] for p in report["phases"] if p.get("machine") == machine}
+    whole = {p["name"]: p["durationUSec"] for p in report["phases"] if "machine" not in p}
+    stops = stopped["bootTimeUSec"] - stopped["vcpusStoppedUSec"]
+    # luvfiod's first look at the new kernel's clock; all after it is on that clock.
+    arrived = resumed["vcpusRunningUSec"] - own["resume"] - own["wait"]
+    restored = arrived + whole["restoring"] + whole["rebinding"]
+    return {
+        "VMM stops": stops,
+        "hand over": own["stop"] - stops,
+        "PID 1": fork - userspace,
+        "start": arrived - fork,
+        "restore": restored - arrived,
+        "VMM waits": max(resumed["resumeUSec"] - restored, 0),
+        # The VMM waits for luvfiod, its worker, and the kernel that gives memory back.
+        "retrieve": resumed["ramRetrievedUSec"] - max(resumed["resumeUSec"], restored),
+        "VMM resumes": resumed["vcpusRunningUSec"] - resumed["ramRetrievedUSec"],
+    }
+
+
 def updates(out, kernel, rounds, machines):
-    """The blackout of every machine in every round, and the phases as luvfiod has them."""
-    (out / "machines").parent.mkdir(parents=True, exist_ok=True)
+    """The blackout of every machine in every round, and what it consists of."""
+    out.mkdir(parents=True, exist_ok=True)
     (out / "machines").write_text(f"{machines}\n")
-    devices = []
-    for _ in range(machines):
-        devices += ["--device", "igb@switch"]
-    host(out, ["--kernel", kernel, "--next", kernel, "--overlay", project.WORK / "tree", *devices,
-               "-m", str(2048 + machines * 160), "--file", f"{LIB}/vmm.sh:/usr/lib/luvhost/vmm.sh",
+    host(out, ["--kernel", kernel, "--next", kernel, "--overlay", project.WORK / "tree", *hardware(machines),
+               "--file", f"{LIB}/vmm.sh:/usr/lib/luvhost/vmm.sh",
                "--file", f"{out}/machines:/usr/lib/luvhost/machines"],
          [LIB / "bench/updates"] * (rounds + 1))
     files = out / "files"
     outside = {number - 100: at for at, number in marks(out) if number > 100}
-    inside = {n: float((files / f"anchor-{n}").read_text()) for n in range(1, rounds + 2)}
+    clocks = {n: clock(out, n) for n in range(1, rounds + 2)}
 
     def at(boot, usec):
         """A time of a boot's own clock on the clock outside."""
-        return outside[boot] + usec - inside[boot]
+        return outside[boot] + usec - clocks[boot][0]
 
     blackouts, phases, shares = [], {}, []
     for machine in (f"vm{i}" for i in range(1, machines + 1)):
         stopped, resumed = (reports(files / f"{machine}.report", e) for e in ("quiesced", "resumed"))
         for n in range(rounds):
-            begin = at(n + 1, stopped[n].get("vcpusStoppedUSec", stopped[n]["bootTimeUSec"]))
-            end = at(n + 2, resumed[n].get("vcpusRunningUSec", resumed[n]["bootTimeUSec"]))
-            blackouts.append(end - begin)
+            blackout = at(n + 2, resumed[n]["vcpusRunningUSec"]) - at(n + 1, stopped[n]["vcpusStoppedUSec"])
             report = json.loads((files / f"analyze-{n + 2}.json").read_text())
-            own = {}
-            for phase in report.get("report", report)["phases"]:
-                if phase.get("machine") == machine:
-                    own[phase["name"]] = own.get(phase["name"], 0) + phase["durationUSec"]
-            # What the clock inside makes of the jump may be off; what is measured outside is not.
-            known = sum(v for k, v in own.items() if k != "kernel")
-            own["kernel"] = end - begin - known
+            own = phases_of(report.get("report", report), machine, stopped[n], resumed[n], *clocks[n + 2][1:])
+            own["kernel"] = blackout - sum(own.values())
             for name, usec in own.items():
                 phases.setdefault(name, []).append(usec)
-            shares.append(sum(v for k, v in own.items() if k not in ("kernel", "stop", "resume")) / (end - begin))
+            blackouts.append(blackout)
+            shares.append(sum(v for k, v in own.items() if k not in OTHERS) / blackout)
     memory = max(int(re.search(r"VmRSS:\s+(\d+)", f.read_text())[1]) for f in files.glob("memory-*"))
     return {"machines": machines, "blackoutUSec": statistics.median(blackouts), "blackoutsUSec": blackouts,
             "phasesUSec": {k: statistics.median(v) for k, v in phases.items()},
@@ -156,19 +190,22 @@ def linear(staging):
     return max(math.log(b["seconds"] / a["seconds"]) / math.log(b["fds"] / a["fds"]) for a, b in pairs)
 
 
+PHASES = ["VMM stops", "hand over", "kernel", "PID 1", "start", "restore", "VMM waits", "retrieve", "VMM resumes"]
+
+
 def show(result):
-    print()
-    base = result["floorUSec"]
-    print(f"Floor: bare kexec, reboot(2) to exec of a unit in the VMM's place: {base / 1e6:.2f} s "
-          f"(median of {len(result['floorsUSec'])})\n")
-    names = ["stop", "handing_over", "kernel", "wait", "resume"]
-    seen = {n for r in result["updates"] for n in r["phasesUSec"]}
-    names = [n for n in names if n in seen] + sorted(seen - set(names))
-    print(f"{'machines':>9} {'blackout':>10} {'x floor':>8} {'own share':>10} " + " ".join(f"{n:>13}" for n in names))
+    print("\nBlackout against the floor: a bare kexec on the same hardware, from reboot(2) to exec of a unit in the VMM's "
+          "place.\n")
+    print(f"{'machines':>9} {'floor':>9} {'blackout':>9} {'x floor':>8} {'own share':>10}   "
+          + " ".join(f"{n:>11}" for n in PHASES))
     for r in result["updates"]:
-        print(f"{r['machines']:>9} {r['blackoutUSec'] / 1e6:>8.2f} s {r['blackoutUSec'] / base:>8.2f} "
-              f"{100 * r['ownShare']:>8.1f} % "
-              + " ".join(f"{r['phasesUSec'].get(n, 0) / 1e6:>11.3f} s" for n in names))
+        base = r["floorUSec"]
+        f = r["floorPhasesUSec"]
+        print(f"{'':>9} {base / 1e6:>7.2f} s {'':>29}   " + " ".join(
+            f"{f[n] / base:>11.3f}" if n in f else f"{'':>11}" for n in PHASES) + f"   exec {f['exec'] / base:.3f}")
+        print(f"{r['machines']:>9} {'':>9} {r['blackoutUSec'] / 1e6:>7.2f} s {r['blackoutUSec'] / base:>8.2f} "
+              f"{100 * r['ownShare']:>8.1f} %   " + " ".join(f"{r['phasesUSec'][n] / base:>11.3f}" for n in PHASES))
+    print("\n(phases as parts of the floor)")
     print(f"\nluvfiod with 100 machines of 8 fds, staged: {result['simulated']['memory100']['pss'] / 1048576:.1f} MiB (PSS)")
     for s in result["simulated"]["staging"]:
         print(f"staging {s['machines']:>5} machines, {s['fds']:>5} fds: {s['seconds']:>7.2f} s, "
@@ -196,22 +233,20 @@ def main():
         project.install_tree(build)
         result = {"simulated": simulated(build, [int(n) for n in args.scale.split(",")])}
         result["simulated"]["exponent"] = linear(result["simulated"]["staging"])
-        progress.say("==> the floor")
-        result["floorsUSec"] = floor(out / "floor", kernel, args.rounds)
-        if len(result["floorsUSec"]) < args.rounds:
-            raise progress.Failed(f"only {len(result['floorsUSec'])} of {args.rounds} floors were measured")
-        result["floorUSec"] = statistics.median(result["floorsUSec"])
         result["updates"] = []
         for machines in (int(n) for n in args.machines.split(",")):
+            progress.say(f"==> the floor, on a host for {machines} machines")
+            measured = floor(out / f"floor-{machines}", kernel, args.rounds, machines)
             progress.say(f"==> {args.rounds} updates with {machines} machines")
-            result["updates"].append(updates(out / f"updates-{machines}", kernel, args.rounds, machines))
+            measured |= updates(out / f"updates-{machines}", kernel, args.rounds, machines)
+            result["updates"].append(measured)
     except (progress.Failed, AssertionError) as e:
         print(f"FAILED: {e}")
         return 1
     one = next((r for r in result["updates"] if r["machines"] == 1), None)
     result["aims"] = {
         **({f"blackout of one machine within {AIM_BLACKOUT} times the floor":
-            one["blackoutUSec"] <= AIM_BLACKOUT * result["floorUSec"],
+            one["blackoutUSec"] <= AIM_BLACKOUT * one["floorUSec"],
             f"luvfiod's own share under {100 * AIM_SHARE:.0f} % of it": one["ownShare"] < AIM_SHARE} if one else {}),
         "luvfiod with 100 machines under 10 MiB": result["simulated"]["memory100"]["pss"] < AIM_MEMORY,
         "staging linear in fds": result["simulated"]["exponent"] < 1.3,
