@@ -19,9 +19,9 @@ igb=$(bdf igb) nvme=$(bdf nvme)
 vfio-bind $igb $nvme
 must "machine with an igb" vmm vm1 --device $igb
 
-# A machine of an ordinary user: root may take up any.
+# A machine of an ordinary user: root may take up any. Its VMM has to wait for luvfiod, which opens the socket to it.
 mkdir -p /etc/systemd/system/rogue@vm2.service.d
-printf '[Service]\nUser=daemon\nGroup=luvfio\n' >/etc/systemd/system/rogue@vm2.service.d/user.conf
+printf '[Unit]\nAfter=luvfiod.service\n[Service]\nUser=daemon\nGroup=luvfio\n' >/etc/systemd/system/rogue@vm2.service.d/user.conf
 systemctl daemon-reload
 must "machine of another user" vmm vm2
 must "nothing blocks an update" luvfioctl check /boot/vmlinuz-b
@@ -75,6 +75,11 @@ still "liveupdate absent"
 drop_in 'Environment=LD_PRELOAD=/usr/lib/rogue/eio.so'
 refused "/dev/liveupdate answers EIO" 3 'EIO' luvfioctl update /boot/vmlinuz-b
 check "EIO: the machines run on" all_run vm1 vm2
+check "EIO: who is new may have come from another kernel, and is stranded" \
+        sh -c '/usr/lib/rogue/rogue-vmm --claim newcomer | grep "newcomer: .*record of the update"'
+check "EIO: shown as such" machine_is newcomer stranded
+check "EIO: reported" sh -c 'luvfioctl status --json=short | jq -e ".lastUpdate.result == \"stranded\""'
+check "EIO: and can be given up" luvfioctl discard newcomer
 drop_in ''
 still "liveupdate EIO"
 
@@ -94,6 +99,9 @@ for missing in kho liveupdate; do
         line=$(sed "s/ *\b$missing=on//" /proc/cmdline)
         refused "a command line without $missing=on" 1 "$missing" luvfioctl update /boot/vmlinuz-b --cmdline="$line"
 done
+truncate -s 400M /tmp/initrd
+refused "an image that does not fit" 4 'fit' luvfioctl update /boot/vmlinuz-b --initrd=/tmp/initrd
+rm /tmp/initrd
 still "bad images"
 
 # A memfd with more holes than the host has memory.
