@@ -6,7 +6,8 @@ void luv_check_machines(const PreflightFacts *f, Findings *r)
 {
         if (f->lost)
                 luv_warning(r, "host-record-lost",
-                            &(FindingSubject) { .remedy = "Reboot cold to free their memory and devices." },
+                            &(FindingSubject) { .remedy = "Restart luvfiod, which tries again; only a cold "
+                                                          "reboot frees their memory and devices." },
                             "Machines of an earlier update are lost: %s", f->lost);
         for (size_t i = 0; i < f->n_machines; i++) {
                 const PreflightMachine *m = f->machines + i;

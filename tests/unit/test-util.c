@@ -325,6 +325,69 @@ START_TEST(json)
 }
 END_TEST
 
+typedef struct Sample {
+        char *name, *more;
+        uint64_t number, other;
+        bool yes, no;
+} Sample;
+
+START_TEST(json_fields)
+{
+        static const JsonField fields[] = {
+                JSON_STRING(Sample, name, false),
+                JSON_STRING(Sample, more, true),
+                JSON_U64(Sample, number, false),
+                JSON_U64(Sample, other, true),
+                JSON_BOOL(Sample, yes, false),
+                JSON_BOOL(Sample, no, true),
+                {},
+        };
+        static const char *const bad[] = {
+                "{}",
+                "[]",
+                "{\"name\":\"n\",\"number\":0}",
+                "{\"name\":\"n\",\"number\":0,\"yes\":1}",
+                "{\"name\":\"n\",\"number\":\"0\",\"yes\":true}",
+                "{\"name\":null,\"number\":0,\"yes\":true}",
+                "{\"name\":\"n\",\"number\":0,\"yes\":true,\"more\":7}",
+        };
+        Sample s = { .name = (char *) "n", .number = 0, .yes = false }, back = {};
+        _cleanup_json_ struct json_object *o = json_object_new_object();
+
+        ck_assert_int_eq(luv_json_add_fields(o, fields, &s), 0);
+        /* Members that may be absent are so where there is nothing in them. */
+        ck_assert_str_eq(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN),
+                         "{\"name\":\"n\",\"number\":0,\"yes\":false}");
+        ck_assert_int_eq(luv_json_get_fields(o, "it", fields, &back, NULL), 0);
+        ck_assert_str_eq(back.name, "n");
+        ck_assert_ptr_null(back.more);
+        free(back.name);
+
+        s = (Sample) { (char *) "n", (char *) "m", 1, UINT64_MAX - 1, true, true };
+        back = (Sample) {};
+        ck_assert_int_eq(luv_json_add_fields(o, fields, &s), 0);
+        ck_assert_int_eq(luv_json_get_fields(o, "it", fields, &back, NULL), 0);
+        ck_assert_str_eq(back.more, "m");
+        ck_assert_uint_eq(back.number, 1);
+        ck_assert_uint_eq(back.other, UINT64_MAX - 1);
+        ck_assert(back.yes && back.no);
+        free(back.name);
+        free(back.more);
+
+        for (size_t i = 0; i < ELEMENTSOF(bad); i++) {
+                _cleanup_json_ struct json_object *parsed = NULL;
+                _cleanup_free_ char *reason = NULL;
+
+                back = (Sample) {};
+                ck_assert_int_eq(luv_json_parse(bad[i], strlen(bad[i]), &parsed, NULL), 0);
+                ck_assert_int_eq(luv_json_get_fields(parsed, "it", fields, &back, &reason), -EBADMSG);
+                ck_assert_ptr_nonnull(reason);
+                free(back.name);
+                free(back.more);
+        }
+}
+END_TEST
+
 START_TEST(cgroups)
 {
         _cleanup_free_ char *own = NULL, *same = NULL, *chosen = NULL;
@@ -405,6 +468,7 @@ int main(void)
         tcase_add_test(c, numbers);
         tcase_add_test(c, times);
         tcase_add_test(c, json);
+        tcase_add_test(c, json_fields);
         tcase_add_test(c, cgroups);
         tcase_add_test(c, logging);
         suite_add_tcase(suite, c);
