@@ -113,7 +113,7 @@ static void ask_for_refusal(Update *u)
                 Machine *m = luv_machine_registry_at(u->config.machines, i);
                 UpdateMachine *um = m->update;
 
-                for (size_t k = 0; um && um->taking_part && k < m->n_devices; k++) {
+                for (size_t k = 0; um && um->taking_part && !um->sacrificed && k < m->n_devices; k++) {
                         DeviceStep *d = u->refusals + u->n_refusals;
 
                         *d = (DeviceStep) { .um = um, .device = k };

@@ -441,6 +441,12 @@ static void retrieve_end(UpdateRetrieve *q, int error, const char *reason, const
         q->done(error, reason, f, q->userdata);
 }
 
+void luv_update_give_up_retrieves(UpdateMachine *um)
+{
+        while (um->retrieves)
+                retrieve_end(um->retrieves, -ECANCELED, "its machine was given up", NULL);
+}
+
 static int retrieve_try(UpdateRetrieve *q);
 
 static int on_retrieve_again(sd_event_source *s, uint64_t usec, void *userdata)

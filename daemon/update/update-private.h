@@ -216,6 +216,8 @@ int luv_update_resumed_incoming(UpdateMachine *um, uint64_t running_usec);
 void luv_update_check_settled(Update *u);
 void luv_update_strand(UpdateMachine *um, const char *reason);
 void luv_update_release_host_session(Update *u);
+/* Whoever waits for a file of the machine is told that it does not come. */
+void luv_update_give_up_retrieves(UpdateMachine *um);
 
 /* update-finish.c */
 void luv_update_finish(Update *u);

@@ -177,8 +177,7 @@ void luv_update_machine_forgotten(Update *u, Machine *m)
         if (!um)
                 return;
         luv_update_cancel_machine(um);
-        while (um->retrieves)
-                luv_update_retrieve_free(um->retrieves);
+        luv_update_give_up_retrieves(um);
         luv_plugin_call_free(um->recover);
         m->update = NULL;
         free(um);
@@ -677,8 +676,8 @@ static void on_checked(int error, PreflightFacts *facts, void *userdata)
 
                 if (f->severity != SEVERITY_BLOCKER)
                         continue;
-                if (!reason && (mistake || streq(f->id, "kernel-no-liveupdate") ||
-                                streq(f->id, "abi-incompatible")))
+                if (!reason &&
+                    (mistake || streq(f->id, "kernel-no-liveupdate") || streq(f->id, "abi-incompatible")))
                         reason = strdup(f->message);
                 /* Of whoever asked, which is no reason to end all machines. */
                 if (mistake)

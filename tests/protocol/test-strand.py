@@ -209,6 +209,24 @@ def retrieve_failed():
     raise AssertionError("no Retrieve failed")
 
 
+@test
+def given_up_while_waited_for():
+    """a machine is given up while its VMM waits for a file: the VMM is told, nothing is touched twice"""
+    # The first and the second are the records; the kernel is not ready to give the third for some seconds.
+    busy = ",".join(f"retrieve:{n}:EAGAIN" for n in range(3, 400))
+    with Daemon(DEADLINE, f"--simulate-fail={busy}") as d:
+        old = d.vmm()
+        d.jump()
+        old.wait_dead()
+        with d.connect_machine() as c:
+            c.call(MACHINE + "Register", {"name": "vm1"})
+            c.send(MACHINE + "Retrieve", {"machine": "vm1", "name": "ram0"})
+            d.wait_machines("stranded")
+            d.host("Discard", {"machine": "vm1"})
+            raises(MACHINE + "RetrieveFailed", c.receive, name="ram0")
+        equal(d.machines(), {}, "machines after Discard")
+
+
 def varlink_retrieve(d, name):
     with d.connect_machine() as c:
         return c.call(MACHINE + "Retrieve", {"machine": "vm1", "name": name}, check=False)
