@@ -203,6 +203,8 @@ check "ready for an update" wait_for 20 luvfioctl check /boot/vmlinuz-b
 result = full.run("faults", "--device", "igb", "--device", "nvme", "--script-deadline", "400", "--reboot-ok",
                   scripts=[BEFORE, AFTER, LAST])
 full.report(result, ["before", "after", "boot3"])
+# What ought to be refused and is not, is an update: it ends the first script.
+scenario.ok("dead VMM: ready again" in result.output("before"), "before: all faults were tried")
 boots = [b["how"] for b in result.json["boots"]]
 scenario.ok(boots == ["first", "live", "cold"], "a live update, then a cold reboot", f"boots: {boots}")
 

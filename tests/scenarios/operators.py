@@ -115,6 +115,8 @@ uki.make(tree / "next.efi", {
 result = full.run("operators", "--device", "igb", "--overlay", tree.parents[1], "--script-deadline", "240", "--reboot-ok",
                   scripts=[BEFORE, AFTER, AGAIN, COLD])
 full.report(result, ["before", "after", "boot3", "boot4"])
+# What ought to be refused and is not, is an update: it ends the first script.
+scenario.ok("the machine to sacrifice has to be one" in result.output("before"), "before: all of it was tried")
 boots = [b["how"] for b in result.json["boots"]]
 scenario.ok(boots == ["first", "live", "cold", "cold"], "a live update, then two cold reboots", f"boots: {boots}")
 scenario.done()

@@ -315,6 +315,7 @@ static void make(Vmm *v)
         map_ram(v);
         for (uint64_t i = 0; i < v->ram_size; i += 8)
                 *(uint64_t *) (v->ram + i) = i * UINT64_C(0x9e3779b97f4a7c15);
+        memset(v->ram + v->ram_size - PAGE, 0, PAGE);
         must(v, "preserve ram", luvfio_preserve(v->luvfio, "ram", LUVFIO_KIND_MEMFD, v->ram_fd, NULL));
         if (v->hole_size > 0) {
                 v->hole_fd = memfd_create("holes", MFD_CLOEXEC);
