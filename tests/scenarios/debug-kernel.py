@@ -30,7 +30,7 @@ exec /usr/lib/luvhost/updates
 run = Path(os.environ["LUV_RUN"])
 (run / "machines").write_text(f"{len(MACHINES)}\n")
 r = scenario.host("host", "--quiet", "--image", "full", "--overlay", scenario.TREE, "-m", "4096",
-                  "--append", scenario.SCRATCH,
+                  "--append", scenario.DEBUG_CMDLINE,
                   *["--device", "igb"] * len(MACHINES), "--boot-deadline", "600", "--jump-deadline", "900",
                   "--script-deadline", "900", "--file", f"{LIB}/vmm.sh:/usr/lib/luvhost/vmm.sh",
                   "--file", f"{run}/machines:/usr/lib/luvhost/machines",

@@ -86,7 +86,7 @@ def case(label, first, following):
                RUN + stage(2, kexec) + leaks]
     append = "hugepagesz=1G hugepages=1 kunit.enable=1 vfio_pci.enable_sriov=1"
     result = scenario.host(label, "--quiet", "--device", "igb", "--device", "igb", "-m", "6144" if debug else "4096",
-                           "--append", append + (f" {scenario.SCRATCH}" if debug else ""),
+                           "--append", append + (f" {scenario.DEBUG_CMDLINE}" if debug else ""),
                            "--script-deadline", "2400" if scenario.FULL else "300", "--boot-deadline", "600", "--jump-deadline", "600", "--file", f"{folder}:/st",
                            *["sh:" + s for s in scripts], first=first, following=following)
     scenario.ok(result.ok, f"{label}: three boots by two live updates", result.why())
