@@ -187,6 +187,12 @@ orders vm1
 orders vm2
 check "staged" luvfioctl stage /boot/vmlinuz-a
 check "an image is loaded" grep -qx 1 /sys/kernel/kexec_loaded
+systemctl stop luvfiod.service
+check "stopping luvfiod unloads it" grep -qx 0 /sys/kernel/kexec_loaded
+check "the machines run on" sh -c 'systemctl is-active rogue@vm1 && systemctl is-active rogue@vm2'
+systemctl start luvfiod.service
+check "ready again" wait_for 30 luvfioctl check /boot/vmlinuz-a
+check "staged again" luvfioctl stage /boot/vmlinuz-a
 sync
 systemctl reboot
 sleep 100
