@@ -30,8 +30,8 @@ def kernel(variant):
 # For the debug kernel's command line. KASAN's shadow, an eighth of memory, is taken from KHO's scratch areas in the next
 # kernel, and the default of twice what was taken in this one is more than can be had in one piece. And while identify_cpu()
 # has forgotten the CPU's features, KASAN takes memory for that of four levels of page tables: an interrupt in that moment
-# is a false report with five.
-DEBUG_CMDLINE = "kho_scratch=64M,256M,1200M no5lvl"
+# is a false report with five. Units of the full image are not to run into systemd's timeouts only because all is slow.
+DEBUG_CMDLINE = "kho_scratch=64M,256M,1200M no5lvl systemd.default_timeout_start_sec=15min"
 
 # For a shell on the debug kernel. kmemleak takes nothing for lost that is younger than five seconds, and looks twice to
 # be sure. Only what the series touches counts.
