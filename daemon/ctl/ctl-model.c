@@ -35,6 +35,8 @@ static int dispatch_strings(const char *name, sd_json_variant *v, sd_json_dispat
         _cleanup_strv_ char **strings = NULL;
         char ***to = userdata;
 
+        if ((flags & SD_JSON_NULLABLE) && sd_json_variant_is_null(v))
+                return 0;
         if (!sd_json_variant_is_array(v))
                 return -EINVAL;
         for (size_t i = 0; i < sd_json_variant_elements(v); i++) {
@@ -138,6 +140,12 @@ static int parse_machine(sd_json_variant *v, void *to, const char **ret_bad)
         return r;
 }
 
+static void device_done(Device *d)
+{
+        d->preserved = luv_strv_free(d->preserved);
+        d->not_preserved = luv_strv_free(d->not_preserved);
+}
+
 static int parse_device(sd_json_variant *v, void *to, const char **ret_bad)
 {
         static const sd_json_dispatch_field table[] = {
@@ -148,11 +156,20 @@ static int parse_device(sd_json_variant *v, void *to, const char **ret_bad)
                 STRING(Device, "plugin", plugin, N),
                 STRING(Device, "promise", promise, N),
                 STRING(Device, "kernelState", kernel_state, N),
+                STRING(Device, "blockedBy", blocked_by, N),
+                { "preserved", _SD_JSON_VARIANT_TYPE_INVALID, dispatch_strings, offsetof(Device, preserved),
+                  N },
+                { "notPreserved", _SD_JSON_VARIANT_TYPE_INVALID, dispatch_strings,
+                  offsetof(Device, not_preserved), N },
                 STRING(Device, "reason", reason, N),
                 {},
         };
+        int r;
 
-        return parse(v, table, to, ret_bad);
+        r = parse(v, table, to, ret_bad);
+        if (r < 0)
+                device_done(to);
+        return r;
 }
 
 static int parse_phase(sd_json_variant *v, void *to, const char **ret_bad)
@@ -382,16 +399,25 @@ void ctl_machines_free(Machine *machines, size_t n)
 
 int ctl_parse_devices(sd_json_variant *v, Device **ret, size_t *ret_n, const char **ret_bad)
 {
-        _cleanup_free_ void *items = NULL;
+        void *items = NULL;
         size_t n = 0;
         int r;
 
         r = parse_array(v, "devices", sizeof(Device), parse_device, &items, &n, ret_bad);
-        if (r < 0)
+        if (r < 0) {
+                ctl_devices_free(items, n);
                 return r;
-        *ret = TAKE_PTR(items);
+        }
+        *ret = items;
         *ret_n = n;
         return 0;
+}
+
+void ctl_devices_free(Device *devices, size_t n)
+{
+        for (size_t i = 0; i < n; i++)
+                device_done(&devices[i]);
+        free(devices);
 }
 
 int ctl_parse_reports(sd_json_variant *v, Report **ret, size_t *ret_n, const char **ret_bad)

@@ -25,7 +25,8 @@ typedef struct Machine {
 } Machine;
 
 typedef struct Device {
-        const char *address, *machine, *id, *driver, *plugin, *promise, *kernel_state, *reason;
+        const char *address, *machine, *id, *driver, *plugin, *promise, *kernel_state, *blocked_by, *reason;
+        char **preserved, **not_preserved;
 } Device;
 
 typedef struct Phase {
@@ -87,6 +88,7 @@ int ctl_parse_findings(sd_json_variant *v, Finding **ret, size_t *ret_n, const c
 int ctl_parse_machines(sd_json_variant *v, Machine **ret, size_t *ret_n, const char **ret_bad);
 void ctl_machines_free(Machine *machines, size_t n);
 int ctl_parse_devices(sd_json_variant *v, Device **ret, size_t *ret_n, const char **ret_bad);
+void ctl_devices_free(Device *devices, size_t n);
 int ctl_parse_reports(sd_json_variant *v, Report **ret, size_t *ret_n, const char **ret_bad);
 void ctl_reports_free(Report *reports, size_t n);
 

@@ -210,19 +210,6 @@ int ctl_show_findings(const Terminal *t, const Finding *findings, size_t n)
         return 0;
 }
 
-static char *join(char *const *v, const char *separator)
-{
-        char *joined = strdup("");
-
-        for (size_t i = 0; joined && v && v[i]; i++) {
-                char *more = luv_strf("%s%s%s", joined, i == 0 ? "" : separator, v[i]);
-
-                free(joined);
-                joined = more;
-        }
-        return joined;
-}
-
 int ctl_show_machines(const Terminal *t, const Machine *machines, size_t n)
 {
         static const char *const titles[] = { "MACHINE", "STATE",  "VMM", "UNIT",    "UID",    "PID",
@@ -240,7 +227,7 @@ int ctl_show_machines(const Terminal *t, const Machine *machines, size_t n)
         }
         for (size_t i = 0; i < n; i++) {
                 const Machine *m = &machines[i];
-                _cleanup_free_ char *devices = join(m->devices, " "), *state = NULL;
+                _cleanup_free_ char *devices = luv_strv_join(m->devices, " "), *state = NULL;
                 char buf[CTL_FORMAT_MAX];
 
                 state = m->attached ? strdup(m->state) : luv_strf("%s, detached", m->state);
@@ -282,8 +269,8 @@ int ctl_show_machines(const Terminal *t, const Machine *machines, size_t n)
 
 int ctl_show_devices(const Terminal *t, const Device *devices, size_t n)
 {
-        static const char *const titles[] = { "DEVICE", "MACHINE", "ID",     "DRIVER",
-                                              "PLUGIN", "PROMISE", "KERNEL", "REASON" };
+        static const char *const titles[] = { "DEVICE",  "MACHINE", "ID",        "DRIVER",        "PLUGIN",
+                                              "PROMISE", "KERNEL",  "PRESERVED", "NOT PRESERVED", "REASON" };
         _cleanup_(ctl_table_done) Table table = { .titles = titles, .n_columns = ELEMENTSOF(titles) };
 
         if (n == 0) {
@@ -292,14 +279,24 @@ int ctl_show_devices(const Terminal *t, const Device *devices, size_t n)
         }
         for (size_t i = 0; i < n; i++) {
                 const Device *d = &devices[i];
+                _cleanup_free_ char *kept = luv_strv_join(d->preserved, ", "),
+                                    *lost = luv_strv_join(d->not_preserved, ", ");
 
+                if (!kept || !lost)
+                        return -ENOMEM;
                 ctl_table_add(&table, d->address, STYLE_BOLD);
                 ctl_table_add(&table, d->machine, STYLE_NONE);
                 ctl_table_add(&table, d->id, STYLE_NONE);
                 ctl_table_add(&table, d->driver, STYLE_NONE);
                 ctl_table_add(&table, d->plugin, STYLE_NONE);
                 ctl_table_add(&table, d->promise, STYLE_NONE);
-                ctl_table_add(&table, d->kernel_state, STYLE_NONE);
+                if (d->blocked_by)
+                        ctl_table_addf(&table, STYLE_WARN, "%s, blocked by %s", strempty(d->kernel_state),
+                                       d->blocked_by);
+                else
+                        ctl_table_add(&table, d->kernel_state, STYLE_NONE);
+                ctl_table_add(&table, kept, STYLE_NONE);
+                ctl_table_add(&table, lost, STYLE_NONE);
                 ctl_table_add(&table, d->reason, STYLE_BAD);
         }
         return ctl_table_print(&table, t);

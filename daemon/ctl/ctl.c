@@ -81,7 +81,7 @@ static ExitCode run_machines(Ctl *c)
 static ExitCode run_devices(Ctl *c)
 {
         _cleanup_(sd_json_variant_unrefp) sd_json_variant *v = NULL;
-        _cleanup_free_ Device *devices = NULL;
+        Device *devices = NULL;
         const char *bad;
         ExitCode code;
         bool printed;
@@ -92,7 +92,9 @@ static ExitCode run_devices(Ctl *c)
                 return code;
         if (ctl_parse_devices(v, &devices, &n, &bad) < 0)
                 return ctl_fail_reply(c, bad);
-        return print_or_fail(c, ctl_show_devices(&c->out, devices, n));
+        code = print_or_fail(c, ctl_show_devices(&c->out, devices, n));
+        ctl_devices_free(devices, n);
+        return code;
 }
 
 static ExitCode run_abort(Ctl *c)

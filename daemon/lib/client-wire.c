@@ -21,6 +21,7 @@ static const char *const outcome_table[] = {
         [LUVFIO_OUTCOME_PRESERVED] = "preserved",
         [LUVFIO_OUTCOME_RESET] = "reset",
         [LUVFIO_OUTCOME_REBUILT] = "rebuilt",
+        [LUVFIO_OUTCOME_RUNNING] = "running",
 };
 
 static const char *const event_type_table[] = {

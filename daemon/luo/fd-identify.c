@@ -10,6 +10,8 @@
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 
+#include <luvfio/plugin.h>
+
 #include "luo/fd-identify.h"
 #include "util/io.h"
 #include "util/string-util.h"
@@ -20,6 +22,9 @@
 #ifndef HUGETLBFS_MAGIC
 #define HUGETLBFS_MAGIC 0x958458f6
 #endif
+
+/* Of our kernel series. */
+#define VFIO_DEVICE_FEATURE_LIVEUPDATE 0x4c55u
 
 static const char *const luv_fd_kind_table[_FD_KIND_MAX] = {
         [FD_KIND_MEMFD] = "memfd",
@@ -33,11 +38,13 @@ static const char *const luv_fd_outcome_table[_FD_OUTCOME_MAX] = {
         [FD_OUTCOME_PRESERVED] = "preserved",
         [FD_OUTCOME_RESET] = "reset",
         [FD_OUTCOME_REBUILT] = "rebuilt",
+        [FD_OUTCOME_RUNNING] = "running",
 };
 DEFINE_STRING_TABLE(luv_fd_outcome, FdOutcome);
 
 #define SIM_PREFIX "/memfd:luvfio-sim:"
 #define SIM_SUFFIX " (deleted)"
+#define SIM_RUNNING "+running"
 
 static int fd_path(int fd, char **ret)
 {
@@ -66,6 +73,17 @@ static int set_device(FdIdentity *i, const char *address, char **ret_reason)
         return 0;
 }
 
+/* Takes END away from the end of S; false if it is not there. */
+static bool cut_end(char *s, const char *end)
+{
+        size_t n = strlen(s), k = strlen(end);
+
+        if (n < k || !streq(s + n - k, end))
+                return false;
+        s[n - k] = 0;
+        return true;
+}
+
 /* 1 if the memfd stands for something else in a simulation. */
 static int identify_simulated(const char *path, FdIdentity *i, char **ret_reason)
 {
@@ -79,13 +97,13 @@ static int identify_simulated(const char *path, FdIdentity *i, char **ret_reason
         name = strdup(what);
         if (!name)
                 return -ENOMEM;
-        if (strlen(name) > STRLEN(SIM_SUFFIX) && streq(name + strlen(name) - STRLEN(SIM_SUFFIX), SIM_SUFFIX))
-                name[strlen(name) - STRLEN(SIM_SUFFIX)] = 0;
+        cut_end(name, SIM_SUFFIX);
 
         if (streq(name, "iommufd")) {
                 i->kind = FD_KIND_IOMMUFD;
                 return 1;
         }
+        cut_end(name, SIM_RUNNING);
         device = startswith(name, "vfio:");
         if (!device)
                 return luv_reason(ret_reason, -EOPNOTSUPP,
@@ -250,6 +268,97 @@ int luv_fd_identify(int fd, bool simulated, FdIdentity *ret, char **ret_reason)
                 return r;
         *ret = i;
         return 0;
+}
+
+static bool is_simulated_running(int fd)
+{
+        _cleanup_free_ char *path = NULL;
+
+        return fd_path(fd, &path) >= 0 && startswith(path, SIM_PREFIX) && cut_end(path, SIM_SUFFIX) &&
+               cut_end(path, SIM_RUNNING);
+}
+
+uint64_t luv_fd_preserved(int fd)
+{
+        /* What the kernel gives is behind the request. */
+        union {
+                struct vfio_device_feature feature;
+                struct {
+                        uint32_t argsz, flags;
+                        uint64_t preserved;
+                } reply;
+        } u = {
+                .reply = {
+                        .argsz = sizeof(u),
+                        .flags = VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_LIVEUPDATE,
+                },
+        };
+
+        if (ioctl(fd, VFIO_DEVICE_FEATURE, &u) >= 0)
+                return u.reply.preserved;
+        if (is_simulated_running(fd))
+                return LUVFIO_PRESERVED_OWNER | LUVFIO_PRESERVED_STATE | LUVFIO_PRESERVED_DMA;
+        /* Another kernel, or the device is not bound to an iommufd (yet). */
+        return FD_PRESERVED_UNKNOWN;
+}
+
+bool luv_fd_preserved_running(uint64_t preserved)
+{
+        const uint64_t wanted = LUVFIO_PRESERVED_STATE | LUVFIO_PRESERVED_DMA;
+
+        return preserved != FD_PRESERVED_UNKNOWN && (preserved & wanted) == wanted;
+}
+
+int luv_fd_preserved_to_strv(uint64_t preserved, bool set, char ***ret)
+{
+        static const struct {
+                uint64_t bit;
+                const char *name;
+        } bits[] = {
+                { LUVFIO_PRESERVED_OWNER, "owner" },
+                { LUVFIO_PRESERVED_STATE, "state" },
+                { LUVFIO_PRESERVED_DMA, "dma" },
+                { LUVFIO_PRESERVED_IOMMU, "iommu" },
+                { LUVFIO_PRESERVED_INTERRUPTS, "interrupts" },
+                { LUVFIO_PRESERVED_SRIOV, "sriov" },
+        };
+        _cleanup_strv_ char **l = calloc(1, sizeof(*l));
+        int r;
+
+        if (!l)
+                return -ENOMEM;
+        for (size_t i = 0; preserved != FD_PRESERVED_UNKNOWN && i < ELEMENTSOF(bits); i++) {
+                if (((preserved & bits[i].bit) != 0) != set)
+                        continue;
+                r = luv_strv_extend(&l, bits[i].name);
+                if (r < 0)
+                        return r;
+        }
+        *ret = TAKE_PTR(l);
+        return 0;
+}
+
+char *luv_fd_preserved_list(uint64_t preserved, bool set)
+{
+        _cleanup_strv_ char **l = NULL;
+
+        if (luv_fd_preserved_to_strv(preserved, set, &l) < 0)
+                return NULL;
+        return *l ? luv_strv_join(l, ", ") : strdup("nothing");
+}
+
+FdOutcome luv_fd_outcome(FdKind kind, int fd)
+{
+        switch (kind) {
+        case FD_KIND_MEMFD:
+        case FD_KIND_STATE:
+                return FD_OUTCOME_PRESERVED;
+        case FD_KIND_VFIO:
+                return luv_fd_preserved_running(luv_fd_preserved(fd)) ? FD_OUTCOME_RUNNING
+                                                                      : FD_OUTCOME_RESET;
+        default:
+                return FD_OUTCOME_REBUILT;
+        }
 }
 
 int luv_fd_same(int a, int b)

@@ -18,6 +18,7 @@ typedef enum FdOutcome {
         FD_OUTCOME_PRESERVED,
         FD_OUTCOME_RESET,
         FD_OUTCOME_REBUILT,
+        FD_OUTCOME_RUNNING,
         _FD_OUTCOME_MAX,
         _FD_OUTCOME_INVALID = -EINVAL,
 } FdOutcome;
@@ -37,7 +38,8 @@ typedef struct FdIdentity {
 
 /*
  * Looks at FD with fstat, fdinfo, sysfs and probing ioctls that change nothing. With SIMULATED, memfds
- * named "luvfio-sim:iommufd" and "luvfio-sim:vfio:<pci address>" stand for the real thing.
+ * named "luvfio-sim:iommufd" and "luvfio-sim:vfio:<pci address>" stand for the real thing; with "+running"
+ * behind the address, for a device that the kernel keeps running.
  * 0; -EOPNOTSUPP if it is of no kind that can be preserved (*ret_reason says what it is, caller frees);
  * -EBADF if it is no open fd.
  */
@@ -48,3 +50,21 @@ int luv_fd_identify(int fd, bool simulated, FdIdentity *ret, char **ret_reason);
  * the same to fstat and are not, so the kernel is asked (kcmp). -EBADF.
  */
 int luv_fd_same(int a, int b);
+
+/*
+ * What this kernel's live update preserves of the device of the VFIO file FD, as it is used now:
+ * LUVFIO_PRESERVED_* of <luvfio/plugin.h>. FD_PRESERVED_UNKNOWN if the kernel does not say.
+ */
+#define FD_PRESERVED_UNKNOWN UINT64_MAX
+uint64_t luv_fd_preserved(int fd);
+/* The device goes on doing DMA, from where it is. */
+bool luv_fd_preserved_running(uint64_t preserved);
+/* The names of those bits that are set in PRESERVED, or of those that are not; a new list, empty if not
+ * known. */
+int luv_fd_preserved_to_strv(uint64_t preserved, bool set, char ***ret);
+
+/* The same for people, as "owner, state"; "nothing". NULL if out of memory. */
+char *luv_fd_preserved_list(uint64_t preserved, bool set);
+
+/* What becomes of the file FD, identified as of that KIND, in the next live update. */
+FdOutcome luv_fd_outcome(FdKind kind, int fd);

@@ -298,6 +298,14 @@ static int add_device(Machine *m, const char *address)
         return 0;
 }
 
+uint64_t luv_machine_device_preserved(const Machine *m, const char *address)
+{
+        for (size_t i = 0; i < m->n_fds; i++)
+                if (m->fds[i]->kind == FD_KIND_VFIO && streq(m->fds[i]->identity.device, address))
+                        return luv_fd_preserved(m->fds[i]->fd);
+        return FD_PRESERVED_UNKNOWN;
+}
+
 MachineDevice *luv_machine_find_device(Machine *m, const char *address)
 {
         for (size_t i = 0; i < m->n_devices; i++)

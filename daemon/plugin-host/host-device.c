@@ -34,8 +34,8 @@ static void clean_text(char *s)
                         *s = '?';
 }
 
-int luv_host_device_new(const HostOptions *options, const char *address, uint64_t deadline,
-                        struct luvfio_device **ret)
+int luv_host_device_new(const HostOptions *options, const char *address, uint64_t preserved,
+                        uint64_t deadline, struct luvfio_device **ret)
 {
         _cleanup_(luv_host_device_freep) struct luvfio_device *d = calloc(1, sizeof(*d));
         _cleanup_free_ char *variable = NULL;
@@ -45,6 +45,7 @@ int luv_host_device_new(const HostOptions *options, const char *address, uint64_
                 return -ENOMEM;
 
         d->options = options;
+        d->preserved = preserved;
         d->deadline = deadline;
         d->address = strdup(address);
         if (!d->address)
@@ -610,6 +611,14 @@ _printf_(3, 4) static void host_log(const struct luvfio_device *d, enum luvfio_l
         luv_log_struct((int) level, &fields, "%s: %s: %s", d->options->plugin, d->address, message);
 }
 
+static int host_preserved(struct luvfio_device *d, uint64_t *ret)
+{
+        if (d->preserved == UINT64_MAX)
+                return -ENODATA;
+        *ret = d->preserved;
+        return 0;
+}
+
 const struct luvfio_host luv_host_callbacks = {
         .size = sizeof(struct luvfio_host),
         .address = host_address,
@@ -633,4 +642,5 @@ const struct luvfio_host luv_host_callbacks = {
         .set_reason = host_set_reason,
         .add_finding = host_add_finding,
         .log = host_log,
+        .preserved = host_preserved,
 };

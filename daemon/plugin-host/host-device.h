@@ -24,9 +24,10 @@ typedef struct HostFinding {
 struct luvfio_device {
         const HostOptions *options;
         char *address;
-        char *path;        /* folder in sysfs, need not exist */
-        char *config_path; /* the plugin's configuration file */
-        uint64_t deadline; /* CLOCK_BOOTTIME */
+        char *path;         /* folder in sysfs, need not exist */
+        char *config_path;  /* the plugin's configuration file */
+        uint64_t deadline;  /* CLOCK_BOOTTIME */
+        uint64_t preserved; /* UINT64_MAX: not known */
         char *reason;
         HostFinding *findings;
         size_t n_findings;
@@ -35,8 +36,8 @@ struct luvfio_device {
 extern const struct luvfio_host luv_host_callbacks;
 
 /* ADDRESS: -EINVAL if it is none; lower case or not, it is kept in lower case. OPTIONS must outlive it. */
-int luv_host_device_new(const HostOptions *options, const char *address, uint64_t deadline,
-                        struct luvfio_device **ret);
+int luv_host_device_new(const HostOptions *options, const char *address, uint64_t preserved,
+                        uint64_t deadline, struct luvfio_device **ret);
 struct luvfio_device *luv_host_device_free(struct luvfio_device *d);
 DEFINE_CLEANUP(struct luvfio_device *, luv_host_device_free);
 

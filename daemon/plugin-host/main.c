@@ -263,7 +263,7 @@ static int operation_start(Operation *o, const char *plan)
 
 typedef struct Parameters {
         const char *device, *plan;
-        uint64_t timeout;
+        uint64_t preserved, timeout;
 } Parameters;
 
 static int call(sd_varlink *link, sd_json_variant *parameters, HostOp op)
@@ -280,13 +280,15 @@ static int call(sd_varlink *link, sd_json_variant *parameters, HostOp op)
         static const sd_json_dispatch_field without_plan[] = {
                 { "device", SD_JSON_VARIANT_STRING, sd_json_dispatch_const_string,
                   offsetof(Parameters, device), SD_JSON_MANDATORY },
+                { "preserved", _SD_JSON_VARIANT_TYPE_INVALID, sd_json_dispatch_uint64,
+                  offsetof(Parameters, preserved), SD_JSON_NULLABLE },
                 { "timeoutUSec", _SD_JSON_VARIANT_TYPE_INVALID, sd_json_dispatch_uint64,
                   offsetof(Parameters, timeout), SD_JSON_NULLABLE },
                 {}
         };
         Host *h = sd_varlink_server_get_userdata(sd_varlink_get_server(link));
         _cleanup_(operation_freep) Operation *o = NULL;
-        Parameters p = { .timeout = TIMEOUT_DEFAULT_USEC };
+        Parameters p = { .preserved = UINT64_MAX, .timeout = TIMEOUT_DEFAULT_USEC };
         int r;
 
         r = sd_varlink_dispatch(link, parameters, op >= HOST_OP_REBIND ? with_plan : without_plan, &p);
@@ -306,7 +308,7 @@ static int call(sd_varlink *link, sd_json_variant *parameters, HostOp op)
         o->op = op;
         o->answer_fd = -EBADF;
         o->timeout = p.timeout;
-        r = luv_host_device_new(&h->options, p.device, luv_now_usec() + p.timeout, &o->device);
+        r = luv_host_device_new(&h->options, p.device, p.preserved, luv_now_usec() + p.timeout, &o->device);
         if (r == -EINVAL)
                 return sd_varlink_error_invalid_parameter_name(link, "device");
         if (r < 0)

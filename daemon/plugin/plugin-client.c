@@ -55,7 +55,7 @@ struct PluginCall {
         bool running, waiting;
         PluginOp op;
         char *device, *asked_plan;
-        uint64_t deadline, timeout;
+        uint64_t preserved, deadline, timeout;
         PluginDone done;
         void *userdata;
         Question *questions;
@@ -447,6 +447,9 @@ static int ask(Question *q)
                                         SD_JSON_BUILD_PAIR_STRING("device", c->device),
                                         SD_JSON_BUILD_PAIR_CONDITION(!!c->asked_plan, "plan",
                                                                      SD_JSON_BUILD_STRING(c->asked_plan)),
+                                        SD_JSON_BUILD_PAIR_CONDITION(c->preserved != FD_PRESERVED_UNKNOWN,
+                                                                     "preserved",
+                                                                     SD_JSON_BUILD_UNSIGNED(c->preserved)),
                                         SD_JSON_BUILD_PAIR_UNSIGNED("timeoutUSec",
                                                                     MIN(left, TIMEOUT_MAX_USEC)));
         return MIN(r, 0);
@@ -551,7 +554,7 @@ static int add_questions(PluginCall *c, char *const *plugins)
 }
 
 int luv_plugin_call(PluginManager *m, PluginOp op, const char *plugin, const char *device, const char *plan,
-                    uint64_t deadline, PluginDone done, void *userdata, PluginCall **ret)
+                    uint64_t preserved, uint64_t deadline, PluginDone done, void *userdata, PluginCall **ret)
 {
         _cleanup_(luv_plugin_call_freep) PluginCall *c = NULL;
         _cleanup_strv_ char **names = NULL;
@@ -569,6 +572,7 @@ int luv_plugin_call(PluginManager *m, PluginOp op, const char *plugin, const cha
         c->op = op;
         c->done = done;
         c->userdata = userdata;
+        c->preserved = op < PLUGIN_OP_REBIND ? preserved : FD_PRESERVED_UNKNOWN;
         c->deadline = deadline;
         c->timeout = luv_usec_left(deadline);
         if (luv_free_and_strdup(&c->device, device) < 0 || luv_free_and_strdup(&c->asked_plan, plan) < 0 ||

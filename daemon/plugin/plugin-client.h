@@ -3,6 +3,7 @@
 
 #include <systemd/sd-event.h>
 
+#include "luo/fd-identify.h"
 #include "util/macro.h"
 
 /*
@@ -50,10 +51,11 @@ DEFINE_CLEANUP(PluginManager *, luv_plugin_manager_unref);
 
 /*
  * One operation on one device. PLUGIN: as MATCH gave it (NULL with MATCH); PLAN: as PLAN gave it, for
- * rebind, verify, recover. DEADLINE: CLOCK_BOOTTIME microseconds. One callback, never from within the call;
- * freeing the call cancels it.
+ * rebind, verify, recover. PRESERVED: of the device, as luv_fd_preserved(); for those before. DEADLINE:
+ * CLOCK_BOOTTIME microseconds. One callback, never from within the call; freeing the call cancels it.
  */
 int luv_plugin_call(PluginManager *m, PluginOp op, const char *plugin, const char *device, const char *plan,
-                    uint64_t deadline, PluginDone done, void *userdata, PluginCall **ret);
+                    uint64_t preserved, uint64_t deadline, PluginDone done, void *userdata,
+                    PluginCall **ret);
 PluginCall *luv_plugin_call_free(PluginCall *c);
 DEFINE_CLEANUP(PluginCall *, luv_plugin_call_free);

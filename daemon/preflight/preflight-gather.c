@@ -8,6 +8,7 @@
 #include "preflight/preflight-processes.h"
 #include "preflight/preflight.h"
 #include "util/cgroup.h"
+#include "util/io.h"
 #include "util/log.h"
 #include "util/string-util.h"
 
@@ -162,7 +163,8 @@ static int gather_machine(Preflight *p, Machine *m, const char *own_cgroup)
                         return -ENOMEM;
                 p->facts.devices = devices;
                 d = devices + p->facts.n_devices++;
-                *d = (PreflightDevice) {};
+                *d = (PreflightDevice) { .preserved = luv_machine_device_preserved(m,
+                                                                                   m->devices[i].address) };
                 if (luv_free_and_strdup(&d->machine, m->name) < 0 ||
                     luv_free_and_strdup(&d->address, m->devices[i].address) < 0)
                         return -ENOMEM;
@@ -192,6 +194,14 @@ static int gather_machines(Preflight *p)
         return 0;
 }
 
+/* VFIO makes groups for devices without an IOMMU, too. */
+static bool is_iommu_group(int groups_fd, const char *group)
+{
+        _cleanup_free_ char *path = luv_strf("%s/name", group), *name = NULL;
+
+        return path && (luv_read_line_file(groups_fd, path, &name) < 0 || !streq(name, "vfio-noiommu"));
+}
+
 static void gather_host(Preflight *p)
 {
         PreflightFacts *f = &p->facts;
@@ -218,7 +228,7 @@ static void gather_host(Preflight *p)
                 struct dirent *e;
 
                 while ((e = readdir(groups)))
-                        f->n_iommu_groups += e->d_name[0] != '.';
+                        f->n_iommu_groups += e->d_name[0] != '.' && is_iommu_group(dirfd(groups), e->d_name);
                 closedir(groups);
         }
 }
@@ -272,7 +282,7 @@ static void on_plugin_match(const PluginResult *result, void *userdata)
                 }
         }
         r = luv_plugin_call(p->config.plugins, PLUGIN_OP_PREFLIGHT, d->plugin, d->address, NULL,
-                            p->config.deadline, on_plugin_preflight, q, &q->call);
+                            d->preserved, p->config.deadline, on_plugin_preflight, q, &q->call);
         if (r < 0) {
                 d->reason = strdup(strerror(-r));
                 one_less(p);
@@ -293,7 +303,8 @@ static int query_devices(Preflight *p)
                 q->preflight = p;
                 q->device = i;
                 r = luv_plugin_call(p->config.plugins, PLUGIN_OP_MATCH, NULL, p->facts.devices[i].address,
-                                    NULL, p->config.deadline, on_plugin_match, q, &q->call);
+                                    NULL, p->facts.devices[i].preserved, p->config.deadline, on_plugin_match,
+                                    q, &q->call);
                 if (r < 0)
                         return r;
                 p->pending++;

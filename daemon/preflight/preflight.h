@@ -30,6 +30,7 @@ typedef struct PreflightDevice {
         char *machine, *address;
         char *plugin, *promise; /* NULL: none answers for it */
         char *reason;           /* why the plugin could not be asked */
+        uint64_t preserved;     /* as luv_fd_preserved() */
         Findings findings;      /* the plugin's */
 } PreflightDevice;
 

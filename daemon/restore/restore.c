@@ -202,7 +202,7 @@ static int device_call(RestoreDevice *d, PluginOp op)
 
         d->op = op;
         return luv_plugin_call(r->plugins, op, d->record->plugin, d->record->address, d->record->plan,
-                               r->deadline, device_done, d, &d->call);
+                               FD_PRESERVED_UNKNOWN, r->deadline, device_done, d, &d->call);
 }
 
 static void machine_bind_devices(RestoreMachine *m)

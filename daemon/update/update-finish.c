@@ -38,6 +38,8 @@ static void machine_runs(UpdateMachine *um)
 
                 if (f->kind == FD_KIND_STATE || f->fd < 0)
                         luv_machine_drop_fd(m, f);
+                else
+                        f->outcome = luv_fd_outcome(f->kind, f->fd);
         }
         if (luv_strv_extend(&u->finished, m->name) < 0 || luv_update_write_journal(u) < 0)
                 luv_log_warning("That machine %s runs again is not noted for a restart of luvfiod", m->name);
@@ -369,6 +371,46 @@ static void discard_end(UpdateMachine *um, int error, const char *reason)
         done(error, reason, userdata);
 }
 
+static void recover_next(UpdateMachine *um);
+
+static void on_recovered(const PluginResult *result, void *userdata)
+{
+        UpdateMachine *um = userdata;
+        const MachineDevice *d = um->machine->devices + um->recovering;
+
+        um->recover = luv_plugin_call_free(um->recover);
+        /* Its DMA is stopped in any case; keeping the machine for ever helps nobody. */
+        if (result->error < 0)
+                luv_log_struct(LOG_WARNING,
+                               &(LogFields) { .machine = um->machine->name,
+                                              .device = d->address,
+                                              .plugin = d->plugin },
+                               "Device %s of machine %s could not be made safe by its plugin: %s",
+                               d->address, um->machine->name,
+                               result->reason ? result->reason : strerror(-result->error));
+        um->recovering++;
+        recover_next(um);
+}
+
+static void recover_next(UpdateMachine *um)
+{
+        Machine *m = um->machine;
+        int r;
+
+        while (um->recovering < m->n_devices && !m->devices[um->recovering].plugin)
+                um->recovering++;
+        if (um->recovering == m->n_devices) {
+                discard_end(um, 0, NULL);
+                return;
+        }
+        r = luv_plugin_call(um->update->config.plugins, PLUGIN_OP_RECOVER, m->devices[um->recovering].plugin,
+                            m->devices[um->recovering].address, m->devices[um->recovering].plan,
+                            FD_PRESERVED_UNKNOWN, luv_now_usec() + RESTORE_DEADLINE_USEC, on_recovered, um,
+                            &um->recover);
+        if (r < 0)
+                discard_end(um, r, "the plugin cannot be asked");
+}
+
 static void on_discard_finished(int error, void *userdata)
 {
         UpdateMachine *um = userdata;
@@ -386,68 +428,31 @@ static void on_discard_finished(int error, void *userdata)
         r = luv_fd_store_remove(um->update->config.store, m->session_name);
         if (r < 0)
                 luv_log_error(r, "The session %s cannot be taken out of the fd store", m->session_name);
-        discard_end(um, 0, NULL);
-}
-
-static void recover_next(UpdateMachine *um);
-
-static void on_recovered(const PluginResult *result, void *userdata)
-{
-        UpdateMachine *um = userdata;
-        const MachineDevice *d = um->machine->devices + um->recovering;
-
-        um->recover = luv_plugin_call_free(um->recover);
-        /* The kernel takes the device from the session in any case; keeping the memory for ever helps
-         * nobody. */
-        if (result->error < 0)
-                luv_log_struct(LOG_WARNING,
-                               &(LogFields) { .machine = um->machine->name,
-                                              .device = d->address,
-                                              .plugin = d->plugin },
-                               "Device %s of machine %s could not be made safe by its plugin: %s",
-                               d->address, um->machine->name,
-                               result->reason ? result->reason : strerror(-result->error));
-        um->recovering++;
         recover_next(um);
-}
-
-/* Devices first: the memory that they may write to goes with the session. */
-static void recover_next(UpdateMachine *um)
-{
-        Machine *m = um->machine;
-        int r;
-
-        while (um->recovering < m->n_devices && !m->devices[um->recovering].plugin)
-                um->recovering++;
-        if (um->recovering < m->n_devices) {
-                const MachineDevice *d = m->devices + um->recovering;
-
-                r = luv_plugin_call(um->update->config.plugins, PLUGIN_OP_RECOVER, d->plugin, d->address,
-                                    d->plan, luv_now_usec() + RESTORE_DEADLINE_USEC, on_recovered, um,
-                                    &um->recover);
-                if (r < 0)
-                        discard_end(um, r, "the plugin cannot be asked");
-                return;
-        }
-        if (!m->session) {
-                discard_end(um, 0, NULL);
-                return;
-        }
-        r = luv_luo_session_finish(m->session, luv_now_usec() + FINISH_DEADLINE_USEC, on_discard_finished,
-                                   um, &um->call);
-        if (r < 0)
-                discard_end(um, r, "its session cannot be finished");
 }
 
 int luv_update_discard(Update *u, Machine *m, UpdateDiscardDone done, void *userdata)
 {
         UpdateMachine *um = m->update;
+        int r;
 
         if (m->state != MACHINE_STRANDED || !um || um->discard_done)
                 return -EPROTO;
         um->discard_done = done;
         um->discard_userdata = userdata;
         um->recovering = 0;
-        recover_next(um);
+        if (!m->session) {
+                recover_next(um);
+                return 0;
+        }
+        /*
+         * The session first: until it is finished, the kernel drops what is written to a device that nobody
+         * has taken over, and refuses to reset it. It stops the device's DMA itself before it frees the
+         * memory.
+         */
+        r = luv_luo_session_finish(m->session, luv_now_usec() + FINISH_DEADLINE_USEC, on_discard_finished,
+                                   um, &um->call);
+        if (r < 0)
+                discard_end(um, r, "its session cannot be finished");
         return 0;
 }

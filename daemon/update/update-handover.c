@@ -119,8 +119,8 @@ static void ask_for_refusal(Update *u)
                         *d = (DeviceStep) { .um = um, .device = k };
                         if (!m->devices[k].plugin ||
                             luv_plugin_call(u->config.plugins, PLUGIN_OP_QUIESCED, m->devices[k].plugin,
-                                            m->devices[k].address, NULL, luv_now_usec() + USEC_PER_SEC / 2,
-                                            on_refusal, d, &d->call) < 0)
+                                            m->devices[k].address, NULL, FD_PRESERVED_UNKNOWN,
+                                            luv_now_usec() + USEC_PER_SEC / 2, on_refusal, d, &d->call) < 0)
                                 continue;
                         u->n_refusals++;
                         u->n_refusals_pending++;

@@ -58,7 +58,10 @@ static int write_record(Machine *m, int *ret_fd)
         devices = calloc(MAX(m->n_devices, (size_t) 1), sizeof(DeviceRecord));
         if (!fds || !devices)
                 return -ENOMEM;
-        for (size_t i = 0; i < m->n_fds; i++)
+        for (size_t i = 0; i < m->n_fds; i++) {
+                /* It may not have been bound to an iommufd yet when it was handed over. */
+                if (m->fds[i]->kind == FD_KIND_VFIO)
+                        m->fds[i]->outcome = luv_fd_outcome(FD_KIND_VFIO, m->fds[i]->fd);
                 fds[i] = (FdRecord) {
                         .name = m->fds[i]->name,
                         .kind = m->fds[i]->kind,
@@ -67,6 +70,7 @@ static int write_record(Machine *m, int *ret_fd)
                         .size = m->fds[i]->identity.size,
                         .device = m->fds[i]->identity.device[0] ? m->fds[i]->identity.device : NULL,
                 };
+        }
         for (size_t i = 0; i < m->n_devices; i++)
                 devices[i] = (DeviceRecord) {
                         .address = m->devices[i].address,
@@ -154,7 +158,9 @@ static void device_call(DeviceStep *d, PluginOp op, PluginDone done)
         int r;
 
         r = luv_plugin_call(u->config.plugins, op, op == PLUGIN_OP_MATCH ? NULL : device->plugin,
-                            device->address, NULL, u->deadline, done, d, &d->call);
+                            device->address, NULL,
+                            luv_machine_device_preserved(d->um->machine, device->address), u->deadline, done,
+                            d, &d->call);
         if (r < 0)
                 fail_device(d, &(PluginResult) { .error = r });
 }

@@ -94,6 +94,19 @@ int luv_strv_copy(char *const *v, char ***ret)
         return 0;
 }
 
+char *luv_strv_join(char *const *v, const char *separator)
+{
+        char *joined = strdup("");
+
+        for (size_t i = 0; joined && v && v[i]; i++) {
+                char *more = luv_strf("%s%s%s", joined, i == 0 ? "" : separator, v[i]);
+
+                free(joined);
+                joined = more;
+        }
+        return joined;
+}
+
 int luv_free_and_strdup(char **p, const char *s)
 {
         char *copy = NULL;

@@ -20,6 +20,8 @@ bool luv_strv_contains(char *const *v, const char *s);
 /* Adds a copy of S. */
 int luv_strv_extend(char ***v, const char *s);
 int luv_strv_copy(char *const *v, char ***ret);
+/* A new string, NULL if out of memory. */
+char *luv_strv_join(char *const *v, const char *separator);
 
 static inline const char *startswith(const char *s, const char *prefix)
 {

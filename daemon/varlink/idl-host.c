@@ -73,7 +73,7 @@ static SD_VARLINK_DEFINE_STRUCT_TYPE(
         Promise,
         SD_VARLINK_FIELD_COMMENT("A kind of file descriptor (memfd, iommufd, vfio, state)."),
         SD_VARLINK_DEFINE_FIELD(kind, SD_VARLINK_STRING, 0),
-        SD_VARLINK_FIELD_COMMENT("What becomes of it over the jump: preserved, reset, rebuilt."),
+        SD_VARLINK_FIELD_COMMENT("What becomes of it over the jump: preserved, reset, running, rebuilt. For vfio: the least of all devices that machines have."),
         SD_VARLINK_DEFINE_FIELD(outcome, SD_VARLINK_STRING, 0));
 
 static SD_VARLINK_DEFINE_STRUCT_TYPE(
@@ -121,6 +121,12 @@ static SD_VARLINK_DEFINE_STRUCT_TYPE(
         SD_VARLINK_DEFINE_FIELD(promise, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),
         SD_VARLINK_FIELD_COMMENT("The kernel's live-update state of it: none, outgoing, frozen, incoming, finished."),
         SD_VARLINK_DEFINE_FIELD(kernelState, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),
+        SD_VARLINK_FIELD_COMMENT("Why the kernel gives it to nobody else: session (not finished), identity (it is not the device that was preserved, or the bridge above it is not)."),
+        SD_VARLINK_DEFINE_FIELD(blockedBy, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),
+        SD_VARLINK_FIELD_COMMENT("What the next live update preserves of it, as this kernel says: owner (nobody else gets it), state (it is not reset), dma (bus mastering stays on, and its DMA goes on), iommu (what it is attached to translates without a gap), interrupts (those of the blackout arrive afterwards), sriov (its virtual functions stay). None: the kernel does not say."),
+        SD_VARLINK_DEFINE_FIELD(preserved, SD_VARLINK_STRING, SD_VARLINK_ARRAY | SD_VARLINK_NULLABLE),
+        SD_VARLINK_FIELD_COMMENT("What of these is not preserved: afterwards it is as after a reset."),
+        SD_VARLINK_DEFINE_FIELD(notPreserved, SD_VARLINK_STRING, SD_VARLINK_ARRAY | SD_VARLINK_NULLABLE),
         SD_VARLINK_FIELD_COMMENT("What is wrong with it."),
         SD_VARLINK_DEFINE_FIELD(reason, SD_VARLINK_STRING, SD_VARLINK_NULLABLE));
 

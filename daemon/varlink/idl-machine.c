@@ -23,6 +23,8 @@ static SD_VARLINK_DEFINE_ENUM_TYPE(
         SD_VARLINK_DEFINE_ENUM_VALUE(preserved),
         SD_VARLINK_FIELD_COMMENT("The device is there after the jump, was reset on the way, and the fd is as freshly opened."),
         SD_VARLINK_DEFINE_ENUM_VALUE(reset),
+        SD_VARLINK_FIELD_COMMENT("The device runs on: its state and its DMA stay as they are, and the fd is to be bound to an iommufd again."),
+        SD_VARLINK_DEFINE_ENUM_VALUE(running),
         SD_VARLINK_FIELD_COMMENT("Not preserved by this kernel: the VMM opens and fills a new one after the jump."),
         SD_VARLINK_DEFINE_ENUM_VALUE(rebuilt));
 

@@ -24,26 +24,37 @@
 
 /* Reading. */
 
-static int build_promises(sd_json_variant **ret)
+/* What this kernel makes of all files of a kind; of devices, the least of those that machines have. */
+static FdOutcome outcome_of_kind(MachineRegistry *machines, FdKind kind)
 {
-        /* What this kernel's handlers do; the plugins' word on each device is in ListDevices. */
-        static const struct {
-                FdKind kind;
-                FdOutcome outcome;
-        } promises[] = {
-                { FD_KIND_MEMFD, FD_OUTCOME_PRESERVED },
-                { FD_KIND_IOMMUFD, FD_OUTCOME_REBUILT },
-                { FD_KIND_VFIO, FD_OUTCOME_RESET },
-                { FD_KIND_STATE, FD_OUTCOME_PRESERVED },
-        };
+        bool any = false;
+
+        if (kind != FD_KIND_VFIO)
+                return luv_fd_outcome(kind, -EBADF);
+        for (size_t i = 0; i < luv_machine_registry_size(machines); i++) {
+                const Machine *m = luv_machine_registry_at(machines, i);
+
+                for (size_t k = 0; k < m->n_fds; k++) {
+                        if (m->fds[k]->kind != FD_KIND_VFIO)
+                                continue;
+                        if (luv_fd_outcome(FD_KIND_VFIO, m->fds[k]->fd) != FD_OUTCOME_RUNNING)
+                                return FD_OUTCOME_RESET;
+                        any = true;
+                }
+        }
+        return any ? FD_OUTCOME_RUNNING : FD_OUTCOME_RESET;
+}
+
+static int build_promises(MachineRegistry *machines, sd_json_variant **ret)
+{
         int r = 0;
 
-        for (size_t i = 0; i < ELEMENTSOF(promises) && r >= 0; i++)
+        for (FdKind k = 0; k < _FD_KIND_MAX && r >= 0; k++)
                 r = sd_json_variant_append_arraybo(
-                                ret,
-                                SD_JSON_BUILD_PAIR_STRING("kind", luv_fd_kind_to_string(promises[i].kind)),
+                                ret, SD_JSON_BUILD_PAIR_STRING("kind", luv_fd_kind_to_string(k)),
                                 SD_JSON_BUILD_PAIR_STRING("outcome",
-                                                          luv_fd_outcome_to_string(promises[i].outcome)));
+                                                          luv_fd_outcome_to_string(
+                                                                          outcome_of_kind(machines, k))));
         return r;
 }
 
@@ -67,7 +78,7 @@ static int method_describe(sd_varlink *link, sd_json_variant *parameters, sd_var
                 return negative_errno();
         for (size_t i = 0; i < n; i++)
                 stranded += luv_machine_registry_at(s->config.machines, i)->state == MACHINE_STRANDED;
-        r = build_promises(&promises);
+        r = build_promises(s->config.machines, &promises);
         if (r < 0)
                 return r;
         report = luv_update_last_report(s->config.update);
@@ -138,25 +149,37 @@ static int method_list_machines(sd_varlink *link, sd_json_variant *parameters,
         return sd_varlink_replybo(link, SD_JSON_BUILD_PAIR_VARIANT("machines", array));
 }
 
-/* An attribute of a PCI device; NULL if it cannot be read. */
+/* An attribute of a PCI device; NULL if it cannot be read, or is empty. */
 static char *device_attribute(const char *address, const char *attribute)
 {
-        _cleanup_free_ char *path = luv_strf("/sys/bus/pci/devices/%s/%s", address, attribute);
-        char *value;
+        _cleanup_free_ char *path = luv_strf("/sys/bus/pci/devices/%s/%s", address, attribute),
+                            *value = NULL;
 
-        return path && luv_read_line_file(AT_FDCWD, path, &value) >= 0 ? value : NULL;
+        if (!path || luv_read_line_file(AT_FDCWD, path, &value) < 0 || !*value)
+                return NULL;
+        return TAKE_PTR(value);
 }
 
 static int append_device(sd_json_variant **array, const Machine *m, const MachineDevice *d)
 {
-        _cleanup_free_ char *vendor = NULL, *device = NULL, *id = NULL, *path = NULL, *state = NULL;
+        _cleanup_free_ char *vendor = NULL, *device = NULL, *id = NULL, *path = NULL, *state = NULL,
+                            *blocked_by = NULL;
+        uint64_t preserved = luv_machine_device_preserved(m, d->address);
+        _cleanup_strv_ char **kept = NULL, **lost = NULL;
         const char *driver = NULL;
         char target[PATH_MAX];
         ssize_t n;
+        int r;
 
         vendor = device_attribute(d->address, "vendor");
         device = device_attribute(d->address, "device");
         state = device_attribute(d->address, "liveupdate/state");
+        blocked_by = device_attribute(d->address, "liveupdate/blocked_by");
+        r = luv_fd_preserved_to_strv(preserved, true, &kept);
+        if (r >= 0)
+                r = luv_fd_preserved_to_strv(preserved, false, &lost);
+        if (r < 0)
+                return r;
         if (vendor && device && startswith(vendor, "0x") && startswith(device, "0x"))
                 id = luv_strf("%s:%s", vendor + 2, device + 2);
         path = luv_strf("/sys/bus/pci/devices/%s/driver", d->address);
@@ -166,13 +189,17 @@ static int append_device(sd_json_variant **array, const Machine *m, const Machin
                 driver = strrchr(target, '/');
                 driver = driver ? driver + 1 : target;
         }
-        return sd_json_variant_append_arraybo(array, SD_JSON_BUILD_PAIR_STRING("address", d->address),
-                                              SD_JSON_BUILD_PAIR_STRING("machine", m->name),
-                                              PAIR_STRING("id", id), PAIR_STRING("driver", driver),
-                                              PAIR_STRING("plugin", d->plugin),
-                                              PAIR_STRING("promise", d->promise),
-                                              PAIR_STRING("kernelState", state),
-                                              PAIR_STRING("reason", d->reason));
+        return sd_json_variant_append_arraybo(
+                        array, SD_JSON_BUILD_PAIR_STRING("address", d->address),
+                        SD_JSON_BUILD_PAIR_STRING("machine", m->name), PAIR_STRING("id", id),
+                        PAIR_STRING("driver", driver), PAIR_STRING("plugin", d->plugin),
+                        PAIR_STRING("promise", d->promise), PAIR_STRING("kernelState", state),
+                        PAIR_STRING("blockedBy", blocked_by),
+                        SD_JSON_BUILD_PAIR_CONDITION(preserved != FD_PRESERVED_UNKNOWN, "preserved",
+                                                     SD_JSON_BUILD_STRV(kept)),
+                        SD_JSON_BUILD_PAIR_CONDITION(preserved != FD_PRESERVED_UNKNOWN, "notPreserved",
+                                                     SD_JSON_BUILD_STRV(lost)),
+                        PAIR_STRING("reason", d->reason));
 }
 
 typedef struct DeviceOf {

@@ -432,19 +432,6 @@ static int method_watch(sd_varlink *link, sd_json_variant *parameters, sd_varlin
 
 /* Preserve. */
 
-static FdOutcome outcome_of(FdKind kind)
-{
-        switch (kind) {
-        case FD_KIND_MEMFD:
-        case FD_KIND_STATE:
-                return FD_OUTCOME_PRESERVED;
-        case FD_KIND_VFIO:
-                return FD_OUTCOME_RESET;
-        default:
-                return FD_OUTCOME_REBUILT;
-        }
-}
-
 static bool may_preserve(MachineState state, FdKind kind)
 {
         switch (state) {
@@ -498,7 +485,8 @@ static int hold(Connection *c, Machine *m, const PreserveParameters *p, FdKind k
         if (identity.kind == FD_KIND_MEMFD && identity.size == 0)
                 return error_unsupported(c, p->name, "it is a memfd of size 0");
 
-        r = luv_machine_hold(m, p->name, kind, outcome_of(kind), &identity, fd, &f, &other, &what, &limit);
+        r = luv_machine_hold(m, p->name, kind, luv_fd_outcome(kind, *fd), &identity, fd, &f, &other, &what,
+                             &limit);
         if (r == -EEXIST) {
                 text = other->machine == m ? strdup(other->name)
                                            : luv_strf("%s of machine %s", other->name, other->machine->name);

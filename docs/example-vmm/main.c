@@ -287,8 +287,8 @@ static int resume_device(Vmm *v, Device *d, uint64_t rounds, struct json_object 
         if (d->fd < 0)
                 return d->fd;
         r = device_identify(d);
-        if (r >= 0 && !v->simulated && outcome == LUVFIO_OUTCOME_RESET) {
-                /* As freshly opened: it knows neither an iommufd nor an address space. */
+        if (r >= 0 && !v->simulated && outcome != LUVFIO_OUTCOME_PRESERVED) {
+                /* It knows neither an iommufd nor an address space. */
                 if (v->iommu.ioas == 0)
                         r = iommu_map(&v->iommu, v->guest.ram_fd, v->guest.size);
                 if (r >= 0)

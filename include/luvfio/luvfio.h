@@ -72,8 +72,10 @@ enum luvfio_kind {
 /* What becomes of a file descriptor over the jump. */
 enum luvfio_outcome {
         LUVFIO_OUTCOME_PRESERVED, /* the same object, as it was */
-        LUVFIO_OUTCOME_RESET,  /* the device was reset, the fd is as freshly opened: bind, attach, set up */
-        LUVFIO_OUTCOME_REBUILT /* not there: open and fill a new one (luvfio_retrieve says -ENOENT) */
+        LUVFIO_OUTCOME_RESET,   /* the device was reset, the fd is as freshly opened: bind, attach, set up */
+        LUVFIO_OUTCOME_REBUILT, /* not there: open and fill a new one (luvfio_retrieve says -ENOENT) */
+        LUVFIO_OUTCOME_RUNNING  /* the device ran on, its DMA never stopped: bind, attach, leave it as it is
+                                 */
 };
 
 enum luvfio_state {

@@ -59,6 +59,14 @@ enum luvfio_promise {
         LUVFIO_PROMISE_LATCHED = 3  /* as RUNNING, and interrupts of the blackout arrive afterwards */
 };
 
+/* What the kernel preserves of a device in a live update, as preserved() has it. */
+#define LUVFIO_PRESERVED_OWNER ((uint64_t) 1)       /* nobody else can open it afterwards */
+#define LUVFIO_PRESERVED_STATE ((uint64_t) 2)       /* it is not reset: registers, configuration space */
+#define LUVFIO_PRESERVED_DMA ((uint64_t) 4)         /* bus mastering stays on, its DMA goes on */
+#define LUVFIO_PRESERVED_IOMMU ((uint64_t) 8)       /* what it is attached to translates without a gap */
+#define LUVFIO_PRESERVED_INTERRUPTS ((uint64_t) 16) /* those of the blackout arrive afterwards */
+#define LUVFIO_PRESERVED_SRIOV ((uint64_t) 32)      /* its virtual functions stay */
+
 enum luvfio_severity {
         LUVFIO_NOTE = 0,    /* good to know */
         LUVFIO_WARNING = 1, /* the update works, but ... */
@@ -154,6 +162,13 @@ struct luvfio_host {
         /* To the journal, with the plugin's and the device's name. */
         void (*log)(const struct luvfio_device *device, enum luvfio_log_level level, const char *format, ...)
                         LUVFIO_PRINTF(3, 4);
+
+        /*
+         * LUVFIO_PRESERVED_*: what this kernel preserves of the device as its VMM uses it, in the kernel's
+         * own words (VFIO_DEVICE_FEATURE_LIVEUPDATE, by the file that the VMM handed over). What is not
+         * preserved is as after a reset. Old kernel only. -ENODATA: the kernel does not say.
+         */
+        int (*preserved)(struct luvfio_device *device, uint64_t *ret);
 };
 
 #define LUVFIO_HOST_HAS(host, member)                                                                       \
@@ -213,7 +228,7 @@ struct luvfio_plugin_ops {
         /*
          * Brings the device of a machine that was given up into a safe state: no DMA, no interrupts, and no
          * driver, until the operator binds one. May be called for a device in any state, and again.
-         * New kernel (or old, after a machine was discarded), no VMM has the device.
+         * New kernel, the machine's session is finished, no VMM has the device.
          */
         int (*recover)(const struct luvfio_host *host, struct luvfio_device *device, const char *plan);
 };

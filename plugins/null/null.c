@@ -137,6 +137,17 @@ static int parse_config(const struct luvfio_host *host, struct luvfio_device *de
         return parse_faults(host, device, root, op, orders);
 }
 
+/* What the kernel can keep. */
+static enum luvfio_promise kernel_promise(const struct luvfio_host *host, struct luvfio_device *device)
+{
+        uint64_t preserved;
+
+        if (!LUVFIO_HOST_HAS(host, preserved) || host->preserved(device, &preserved) < 0 ||
+            !(preserved & LUVFIO_PRESERVED_DMA))
+                return LUVFIO_PROMISE_RESET;
+        return LUVFIO_PROMISE_RUNNING;
+}
+
 /* Reads the configuration anew each time: a test changes it while everything runs. */
 static int read_orders(const struct luvfio_host *host, struct luvfio_device *device, const char *op,
                        struct orders *orders)
@@ -149,7 +160,7 @@ static int read_orders(const struct luvfio_host *host, struct luvfio_device *dev
         memset(orders, 0, sizeof(*orders));
         orders->matched = host->simulated(device);
         orders->score = SCORE_DEFAULT;
-        orders->promise = LUVFIO_PROMISE_RESET;
+        orders->promise = kernel_promise(host, device);
 
         if (stat(path, &st) < 0)
                 return errno == ENOENT ? 0

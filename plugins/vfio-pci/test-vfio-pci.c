@@ -29,6 +29,8 @@
 static char root[64];
 static unsigned char config[4096], port_config[256];
 static pid_t kernel_pid;
+/* What the kernel says that it preserves of the device. */
+static uint64_t preserved;
 
 static char *in_root(const char *path)
 {
@@ -146,6 +148,7 @@ static void set_driver(const char *driver)
 
 static void setup(void)
 {
+        preserved = UINT64_MAX;
         strcpy(root, "/tmp/luvfio-test-vfio-pci.XXXXXX");
         ck_assert_ptr_nonnull(mkdtemp(root));
         make_folder("devices/pci0000:00/" PORT "/" DEVICE "/liveupdate");
@@ -179,6 +182,7 @@ static void setup(void)
         put(IN_DEVICE("sriov_numvfs"), "0\n");
         put(IN_DEVICE("liveupdate/state"), "none\n");
         put(IN_DEVICE("liveupdate/handler"), "\n");
+        put(IN_DEVICE("liveupdate/blocked_by"), "\n");
         put(IN_DEVICE("resource"), "0x00000000fe800000 0x00000000fe81ffff 0x0000000000040200\n"
                                    "0x00000000fe820000 0x00000000fe83ffff 0x0000000000040200\n"
                                    "0x000000000000c000 0x000000000000c01f 0x0000000000040101\n"
@@ -275,7 +279,7 @@ static Answer run(HostOp op, const char *plan)
         sd_json_variant *v;
         Answer a = {};
 
-        ck_assert_int_eq(luv_host_device_new(&options, DEVICE, luv_now_usec() + TIMEOUT, &d), 0);
+        ck_assert_int_eq(luv_host_device_new(&options, DEVICE, preserved, luv_now_usec() + TIMEOUT, &d), 0);
         ck_assert_int_eq(luv_host_plugin_run(&luvfio_plugin_v1, op, d, plan, &text), 0);
         ck_assert_int_ge(sd_json_parse(text, 0, &a.json, NULL, NULL), 0);
         a.ok = sd_json_variant_by_key(a.json, "ok");
@@ -339,6 +343,16 @@ static void check_findings(const char *expected)
         ck_assert_str_eq(all, expected);
 }
 
+static char *first_message(void)
+{
+        _cleanup_answer_ Answer a = run(HOST_OP_PREFLIGHT, NULL);
+        sd_json_variant *list = sd_json_variant_by_key(a.ok, "findings");
+
+        ck_assert_uint_gt(sd_json_variant_elements(list), 0);
+        return strdup(sd_json_variant_string(
+                        sd_json_variant_by_key(sd_json_variant_by_index(list, 0), "message")));
+}
+
 static char *make_plan(void)
 {
         _cleanup_answer_ Answer a = run(HOST_OP_PLAN, NULL);
@@ -361,6 +375,46 @@ START_TEST(match)
         set_driver("igb");
         make_folder(IN_DEVICE("vfio-dev"));
         ck_assert_int_eq(score(), 1);
+}
+END_TEST
+
+/* The promise follows the kernel's word. */
+START_TEST(promises)
+{
+        static const struct {
+                uint64_t preserved;
+                const char *promise;
+        } words[] = {
+                { UINT64_MAX, "reset" },
+                { 0, "reset" },
+                { LUVFIO_PRESERVED_OWNER, "reset" },
+                { LUVFIO_PRESERVED_OWNER | LUVFIO_PRESERVED_STATE, "reset" },
+                { LUVFIO_PRESERVED_OWNER | LUVFIO_PRESERVED_DMA | LUVFIO_PRESERVED_IOMMU, "reset" },
+                { LUVFIO_PRESERVED_OWNER | LUVFIO_PRESERVED_STATE | LUVFIO_PRESERVED_DMA, "running" },
+                { LUVFIO_PRESERVED_STATE | LUVFIO_PRESERVED_DMA | UINT64_C(1) << 40, "running" },
+        };
+        _cleanup_free_ char *plan = NULL, *part = luv_strf("\"promise\":\"%s\"", words[_i].promise);
+        _cleanup_answer_ Answer a = {};
+
+        preserved = words[_i].preserved;
+        a = run(HOST_OP_MATCH, NULL);
+        ck_assert_str_eq(sd_json_variant_string(sd_json_variant_by_key(a.ok, "promise")), words[_i].promise);
+        plan = make_plan();
+        ck_assert_ptr_nonnull(strstr(plan, part));
+        check_findings(streq(words[_i].promise, "reset") ? "note:device-reset" : "");
+}
+END_TEST
+
+START_TEST(why_it_is_reset)
+{
+        _cleanup_free_ char *before = NULL, *behind = NULL;
+
+        before = first_message();
+        ck_assert_str_eq(before, "this kernel does not keep it running");
+        link_to(IN_DEVICE("iommu_group"), "../../../../kernel/iommu_groups/3");
+        preserved = LUVFIO_PRESERVED_OWNER;
+        behind = first_message();
+        ck_assert_str_eq(behind, "it is behind an IOMMU, which this kernel does not preserve yet");
 }
 END_TEST
 
@@ -600,6 +654,7 @@ static void new_kernel(const char *driver)
         put(IN_DEVICE("driver_override"), "(null)\n");
         put(IN_DEVICE("liveupdate/state"), "incoming\n");
         put(IN_DEVICE("liveupdate/handler"), "vfio-pci-cdev-v1\n");
+        put(IN_DEVICE("liveupdate/blocked_by"), "session\n");
         set_driver(driver);
         start_kernel();
 }
@@ -636,6 +691,11 @@ START_TEST(rebind_refuses)
         check_file(IN_DEVICE("driver_override"), "(null)");
         config[SERIAL + 4] ^= 1;
         write_config();
+        put(IN_DEVICE("liveupdate/blocked_by"), "identity\n");
+        FAILS(HOST_OP_REBIND, plan, "the kernel blocks it", "bridge above it");
+        FAILS(HOST_OP_VERIFY, plan, "the kernel blocks it", "bridge above it");
+        check_file(IN_DEVICE("driver_override"), "(null)");
+        put(IN_DEVICE("liveupdate/blocked_by"), "session\n");
 
         ck_assert_int_eq(unlink(bind), 0);
         FAILS(HOST_OP_REBIND, plan, "no driver vfio-pci");
@@ -801,9 +861,9 @@ START_TEST(callbacks)
         char text[16];
         uint64_t begin;
 
-        ck_assert_int_eq(luv_host_device_new(&options, "03:00.0", 0, &bad), -EINVAL);
-        ck_assert_int_eq(luv_host_device_new(&options, "0000:03:00.0/../x", 0, &bad), -EINVAL);
-        ck_assert_int_eq(luv_host_device_new(&options, DEVICE, luv_now_usec() + TIMEOUT, &d), 0);
+        ck_assert_int_eq(luv_host_device_new(&options, "03:00.0", preserved, 0, &bad), -EINVAL);
+        ck_assert_int_eq(luv_host_device_new(&options, "0000:03:00.0/../x", preserved, 0, &bad), -EINVAL);
+        ck_assert_int_eq(luv_host_device_new(&options, DEVICE, preserved, luv_now_usec() + TIMEOUT, &d), 0);
 
         ck_assert_int_eq(host->attr_read(d, "vendor", text, sizeof(text)), 6);
         ck_assert_str_eq(text, "0x8086");
@@ -862,6 +922,8 @@ static Suite *suite(void)
         tcase_add_checked_fixture(t, setup, teardown);
         tcase_set_timeout(t, 60);
         tcase_add_test(t, match);
+        tcase_add_loop_test(t, promises, 0, 7);
+        tcase_add_test(t, why_it_is_reset);
         tcase_add_test(t, preflight);
         tcase_add_test(t, preflight_kernel);
         tcase_add_test(t, preflight_hotplug);

@@ -17,18 +17,8 @@
 #define WAIT_DEVICE_USEC ((uint64_t) 2000000)
 #define WAIT_CDEV_USEC ((uint64_t) 5000000)
 
-/*
- * What the kernel's ways of preserving a vfio-pci device amount to, the best first. One that is not here is
- * of a later kernel, and what it would mean is not known.
- */
-static const struct {
-        const char *handler;
-        enum luvfio_promise promise;
-} handlers[] = {
-        { "vfio-pci-cdev-v1", LUVFIO_PROMISE_RESET },
-};
-
-#define N_HANDLERS (sizeof(handlers) / sizeof(*handlers))
+/* The kernel's way of preserving a vfio-pci device. What another one would mean is not known. */
+#define HANDLER "vfio-pci-cdev-v1"
 
 static int has_path(const struct luvfio_host *host, struct luvfio_device *device, const char *path)
 {
@@ -40,10 +30,9 @@ static int has_path(const struct luvfio_host *host, struct luvfio_device *device
 }
 
 /* -ENOENT: the kernel cannot do it. The list has a line for each ABI: kind, name, and r, w or rw. */
-static int kernel_handler(const struct luvfio_host *host, struct luvfio_device *device, size_t *ret)
+static int kernel_can_preserve(const struct luvfio_host *host, struct luvfio_device *device)
 {
         char list[4096], *save = NULL;
-        size_t best = N_HANDLERS;
         int r;
 
         r = host->kernel_read(device, "liveupdate/abi", list, sizeof(list));
@@ -52,17 +41,23 @@ static int kernel_handler(const struct luvfio_host *host, struct luvfio_device *
         for (char *line = strtok_r(list, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
                 char kind[16], name[64], direction[8];
 
-                if (sscanf(line, "%15s %63s %7s", kind, name, direction) != 3 || strcmp(kind, "file") != 0 ||
-                    !strchr(direction, 'w'))
-                        continue;
-                for (size_t i = 0; i < best; i++)
-                        if (strcmp(name, handlers[i].handler) == 0)
-                                best = i;
+                if (sscanf(line, "%15s %63s %7s", kind, name, direction) == 3 && strcmp(kind, "file") == 0 &&
+                    strcmp(name, HANDLER) == 0 && strchr(direction, 'w'))
+                        return 0;
         }
-        if (best == N_HANDLERS)
-                return -ENOENT;
-        *ret = best;
-        return 0;
+        return -ENOENT;
+}
+
+/* What the kernel says of this device. A kernel that says nothing resets it. */
+static enum luvfio_promise kernel_promise(const struct luvfio_host *host, struct luvfio_device *device)
+{
+        const uint64_t running = LUVFIO_PRESERVED_STATE | LUVFIO_PRESERVED_DMA;
+        uint64_t preserved;
+
+        if (!LUVFIO_HOST_HAS(host, preserved) || host->preserved(device, &preserved) < 0 ||
+            (preserved & running) != running)
+                return LUVFIO_PROMISE_RESET;
+        return LUVFIO_PROMISE_RUNNING;
 }
 
 static int is_driven(const struct luvfio_host *host, struct luvfio_device *device, char *driver, size_t size)
@@ -82,7 +77,6 @@ static int vfio_pci_match(const struct luvfio_host *host, struct luvfio_device *
                           enum luvfio_promise *promise)
 {
         char driver[64];
-        size_t handler;
         int r;
 
         r = is_driven(host, device, driver, sizeof(driver));
@@ -91,15 +85,13 @@ static int vfio_pci_match(const struct luvfio_host *host, struct luvfio_device *
         /* Other drivers of VFIO's too: preflight says what is wrong with them. */
         if (r == 0 && !has_path(host, device, "vfio-dev"))
                 return 0;
-        *promise = kernel_handler(host, device, &handler) >= 0 ? handlers[handler].promise
-                                                               : LUVFIO_PROMISE_RESET;
+        *promise = kernel_promise(host, device);
         return SCORE;
 }
 
 static void preflight_kernel(const struct luvfio_host *host, struct luvfio_device *device)
 {
         char state[16];
-        size_t handler;
 
         if (host->attr_read(device, "liveupdate/state", state, sizeof(state)) < 0) {
                 host->add_finding(device, LUVFIO_BLOCKER, "kernel-no-live-update",
@@ -111,14 +103,17 @@ static void preflight_kernel(const struct luvfio_host *host, struct luvfio_devic
                 host->add_finding(device, LUVFIO_BLOCKER, "device-incoming",
                                   "let its machine finish the last update, or discard it",
                                   "the device still waits for its machine since the last live update");
-        if (kernel_handler(host, device, &handler) < 0)
+        if (kernel_can_preserve(host, device) < 0)
                 host->add_finding(device, LUVFIO_BLOCKER, "kernel-no-vfio-pci",
                                   "boot a kernel with CONFIG_VFIO_PCI_LIVEUPDATE, or update this plugin",
                                   "this kernel has no way to preserve a vfio-pci device that the plugin "
                                   "knows");
-        else if (handlers[handler].promise == LUVFIO_PROMISE_RESET)
-                host->add_finding(device, LUVFIO_NOTE, "device-reset", NULL,
-                                  "the device will be reset: this kernel cannot keep it running");
+        else if (kernel_promise(host, device) == LUVFIO_PROMISE_RESET)
+                host->add_finding(device, LUVFIO_NOTE, "device-reset", NULL, "%s",
+                                  has_path(host, device, "iommu_group")
+                                                  ? "it is behind an IOMMU, which this kernel does not "
+                                                    "preserve yet"
+                                                  : "this kernel does not keep it running");
 }
 
 static void preflight_sriov(const struct luvfio_host *host, struct luvfio_device *device)
@@ -239,15 +234,13 @@ static int vfio_pci_quiesced(const struct luvfio_host *host, struct luvfio_devic
 static int vfio_pci_plan(const struct luvfio_host *host, struct luvfio_device *device, char *plan,
                          size_t size)
 {
-        struct plan p = { .driver = DRIVER };
-        size_t handler;
+        struct plan p = { .driver = DRIVER, .handler = HANDLER };
         int r;
 
-        r = kernel_handler(host, device, &handler);
+        r = kernel_can_preserve(host, device);
         if (r < 0)
                 return host->set_reason(device, r, "this kernel has no way to preserve it");
-        p.promise = handlers[handler].promise;
-        snprintf(p.handler, sizeof(p.handler), "%s", handlers[handler].handler);
+        p.promise = kernel_promise(host, device);
         r = read_identity(host, device, &p.identity);
         if (r >= 0)
                 r = read_bars(host, device, p.bars);
@@ -285,6 +278,20 @@ static int check_identity(const struct luvfio_host *host, struct luvfio_device *
                                         "it was %016llx",
                                         (unsigned long long) is.serial, (unsigned long long) was->serial);
         return 0;
+}
+
+/* The kernel compares more than we do: the bridges above the device, too. */
+static int check_not_blocked(const struct luvfio_host *host, struct luvfio_device *device)
+{
+        char by[32];
+
+        if (host->attr_read(device, "liveupdate/blocked_by", by, sizeof(by)) < 0 ||
+            strcmp(by, "identity") != 0)
+                return 0;
+        return host->set_reason(
+                        device, -ESTALE,
+                        "the kernel blocks it: it is not the device that was preserved, or the bridge "
+                        "above it is not");
 }
 
 /* Gives the device to vfio-pci, which has to be the only one that can take it. */
@@ -334,6 +341,8 @@ static int vfio_pci_rebind(const struct luvfio_host *host, struct luvfio_device 
                 return host->set_reason(device, -ENODEV, "it is not there any more");
         /* Before anything is done to it. */
         r = check_identity(host, device, &plan.identity);
+        if (r >= 0)
+                r = check_not_blocked(host, device);
         if (r < 0)
                 return r;
         r = bind_driver(host, device, &plan);
@@ -385,6 +394,8 @@ static int vfio_pci_verify(const struct luvfio_host *host, struct luvfio_device 
         r = plan_parse(host, device, text, &plan);
         if (r >= 0)
                 r = check_identity(host, device, &plan.identity);
+        if (r >= 0)
+                r = check_not_blocked(host, device);
         if (r >= 0)
                 r = check_bars(host, device, &plan);
         if (r >= 0)

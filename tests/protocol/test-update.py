@@ -282,6 +282,33 @@ def describe():
 
 
 @test
+def running_device():
+    """a device that the kernel keeps running: said before the jump, and to the VMM after it"""
+    with Daemon() as d:
+        runs = d.vmm("runs", devices=["0000:00:04.0+running"])
+        promises = {p["kind"]: p["outcome"] for p in d.host("Describe")["promises"]}
+        equal(promises["vfio"], "running", "promise when all devices run on")
+        reset = d.vmm("reset", devices=["0000:00:05.0"])
+        promises = {p["kind"]: p["outcome"] for p in d.host("Describe")["promises"]}
+        equal(promises["vfio"], "reset", "promise when one does not")
+        findings = {(f["id"], f.get("device")): f["message"] for f in d.check()["findings"]}
+        true(("device-reset", "0000:00:05.0") in findings, f"the other one's reset is not found: {findings}")
+        true(("device-reset", "0000:00:04.0") not in findings, f"a reset is found: {findings}")
+        tap.contains(findings["device-preserved", "0000:00:04.0"], "preserves: owner, state, dma; not: iommu, interrupts, sriov",
+                     "what is preserved")
+        true(("device-preserved", "0000:00:05.0") not in findings, "what is not known is said")
+        devices = {x["address"]: x for x in d.host("ListDevices")["devices"]}
+        equal(devices["0000:00:04.0"]["promise"], "running", "promise")
+        equal(devices["0000:00:04.0"]["preserved"], ["owner", "state", "dma"], "preserved")
+        equal(devices["0000:00:04.0"]["notPreserved"], ["iommu", "interrupts", "sriov"], "not preserved")
+        equal(devices["0000:00:05.0"]["promise"], "reset", "promise of the other one")
+        true("preserved" not in devices["0000:00:05.0"], "preserved of the other one")
+        for v in d.update([runs, reset]):
+            outcomes = {f["kind"]: f["outcome"] for f in v.register()["fileDescriptors"]}
+            equal(outcomes["vfio"], v.name.replace("runs", "running"), f"outcome of the device of {v.name}")
+
+
+@test
 def introspection():
     """org.varlink.service describes both interfaces on both sockets"""
     with Daemon() as d:

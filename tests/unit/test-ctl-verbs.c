@@ -279,7 +279,12 @@ START_TEST(test_lists)
                         LINES({ .method = "ListMachines", .replies = { "{\"machines\":[]}" } },
                               { .method = "ListDevices",
                                 .replies = { "{\"devices\":[{\"address\":\"0000:00:03.0\",\"promise\":"
-                                             "\"reset\"}]}" } },
+                                             "\"reset\"},{\"address\":\"0000:00:04.0\",\"promise\":"
+                                             "\"running\",\"kernelState\":\"incoming\",\"blockedBy\":"
+                                             "\"session\",\"preserved\":[\"owner\",\"dma\"],"
+                                             "\"notPreserved\":[\"iommu\"]},{\"address\":"
+                                             "\"0000:00:05.0\",\"kernelState\":\"finished\","
+                                             "\"preserved\":null,\"notPreserved\":[]}]}" } },
                               { .method = "History",
                                 .replies = { "{\"updates\":[" REPORT("done", "") "]}" } },
                               { .method = "Analyze", .replies = { "{\"report\":" REPORT("done", "") "}" } },
@@ -297,6 +302,9 @@ START_TEST(test_lists)
         HAS(machines.out, "No machines");
         CODE(devices, CTL_DONE);
         HAS(devices.out, "reset");
+        HAS(devices.out, "PRESERVED   NOT PRESERVED");
+        HAS(devices.out, "incoming, blocked by session  owner, dma  iommu");
+        HAS(devices.out, "finished");
         CODE(history, CTL_DONE);
         HAS(history.out, "0123456789ab  2023-");
         ck_assert_str_eq(history.heard, "History {\"limit\":5} fds=0\n");

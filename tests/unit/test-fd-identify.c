@@ -59,6 +59,41 @@ START_TEST(memfds)
 }
 END_TEST
 
+START_TEST(preserved)
+{
+        _cleanup_close_ int running = named_memfd("luvfio-sim:vfio:0000:00:04.0+running"),
+                            reset = named_memfd("luvfio-sim:vfio:0000:00:05.0");
+        _cleanup_strv_ char **kept = NULL, **lost = NULL, **unknown = NULL;
+        _cleanup_free_ char *list = NULL, *nothing = NULL;
+        FdIdentity i;
+
+        ck_assert_int_eq(luv_fd_identify(running, true, &i, NULL), 0);
+        ck_assert_str_eq(i.device, "0000:00:04.0");
+        ck_assert_uint_eq(luv_fd_preserved(running), 7);
+        ck_assert(luv_fd_preserved(reset) == FD_PRESERVED_UNKNOWN);
+        ck_assert(luv_fd_preserved(-EBADF) == FD_PRESERVED_UNKNOWN);
+        ck_assert_int_eq(luv_fd_outcome(FD_KIND_VFIO, running), FD_OUTCOME_RUNNING);
+        ck_assert_int_eq(luv_fd_outcome(FD_KIND_VFIO, reset), FD_OUTCOME_RESET);
+        ck_assert_int_eq(luv_fd_outcome(FD_KIND_MEMFD, reset), FD_OUTCOME_PRESERVED);
+        ck_assert_int_eq(luv_fd_outcome(FD_KIND_STATE, reset), FD_OUTCOME_PRESERVED);
+        ck_assert_int_eq(luv_fd_outcome(FD_KIND_IOMMUFD, -EBADF), FD_OUTCOME_REBUILT);
+
+        ck_assert(luv_fd_preserved_running(7) && luv_fd_preserved_running(6 | UINT64_C(1) << 40));
+        ck_assert(!luv_fd_preserved_running(3) && !luv_fd_preserved_running(5));
+        ck_assert(!luv_fd_preserved_running(FD_PRESERVED_UNKNOWN));
+        ck_assert_int_eq(luv_fd_preserved_to_strv(5, true, &kept), 0);
+        ck_assert_int_eq(luv_fd_preserved_to_strv(5, false, &lost), 0);
+        ck_assert_int_eq(luv_fd_preserved_to_strv(FD_PRESERVED_UNKNOWN, false, &unknown), 0);
+        ck_assert_uint_eq(luv_strv_length(kept), 2);
+        ck_assert_uint_eq(luv_strv_length(lost), 4);
+        ck_assert_uint_eq(luv_strv_length(unknown), 0);
+        list = luv_fd_preserved_list(5, true);
+        ck_assert_str_eq(list, "owner, dma");
+        nothing = luv_fd_preserved_list(0, true);
+        ck_assert_str_eq(nothing, "nothing");
+}
+END_TEST
+
 START_TEST(stand_ins)
 {
         _cleanup_close_ int iommufd = named_memfd("luvfio-sim:iommufd"),
@@ -171,6 +206,7 @@ int main(void)
         tcase_add_test(c, names);
         tcase_add_test(c, memfds);
         tcase_add_test(c, stand_ins);
+        tcase_add_test(c, preserved);
         tcase_add_test(c, others);
         tcase_add_test(c, real_iommufd);
         tcase_add_test(c, real_vfio);

@@ -179,7 +179,7 @@ static void check_answer(HostOp o, const char *expected)
         _cleanup_(luv_host_device_freep) struct luvfio_device *d = NULL;
         _cleanup_free_ char *answer = NULL;
 
-        ck_assert_int_eq(luv_host_device_new(&options, "0000:AB:00.0", luv_now_usec(), &d), 0);
+        ck_assert_int_eq(luv_host_device_new(&options, "0000:AB:00.0", UINT64_MAX, luv_now_usec(), &d), 0);
         ck_assert_int_eq(luv_host_plugin_run(&good, o, d, "the plan", &answer), 0);
         ck_assert_str_eq(answer, expected);
 }

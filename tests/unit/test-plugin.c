@@ -28,6 +28,8 @@ static char folder[64], config_path[128], sockets[128];
 static sd_event *event;
 static PluginManager *manager;
 static pid_t host_pid;
+/* Of the devices that are asked about. */
+static uint64_t preserved = FD_PRESERVED_UNKNOWN;
 
 /* What a callback was given. */
 typedef struct Answer {
@@ -85,8 +87,8 @@ static PluginCall *start(PluginOp op, const char *device, uint64_t timeout, Answ
         PluginCall *c = NULL;
 
         ck_assert_int_eq(luv_plugin_call(manager, op, op == PLUGIN_OP_MATCH ? NULL : "null", device,
-                                         op >= PLUGIN_OP_REBIND ? PLAN : NULL, luv_now_usec() + timeout,
-                                         on_done, a, &c),
+                                         op >= PLUGIN_OP_REBIND ? PLAN : NULL, preserved,
+                                         luv_now_usec() + timeout, on_done, a, &c),
                          0);
         ck_assert_uint_eq(a->n, 0);
         return c;
@@ -271,6 +273,26 @@ static void other_works(PluginOp op)
         call(op, OTHER, LATE, &a);
         ck_assert_int_eq(a.error, 0);
 }
+
+/* The kernel's word gets as far as the plugin, and no other number does. */
+START_TEST(preserved_is_passed_on)
+{
+        static const struct {
+                uint64_t preserved;
+                const char *promise;
+        } words[] = { { FD_PRESERVED_UNKNOWN, "reset" }, { 0, "reset" }, { 3, "reset" }, { 7, "running" } };
+
+        for (size_t i = 0; i < ELEMENTSOF(words); i++) {
+                _cleanup_answer_ Answer a = {};
+
+                preserved = words[i].preserved;
+                call(PLUGIN_OP_MATCH, DEVICE, LATE, &a);
+                ck_assert_int_eq(a.error, 0);
+                ck_assert_str_eq(a.promise, words[i].promise);
+        }
+        preserved = FD_PRESERVED_UNKNOWN;
+}
+END_TEST
 
 START_TEST(refuses)
 {
@@ -652,8 +674,8 @@ START_TEST(deadline_is_past)
         _cleanup_(luv_plugin_call_freep) PluginCall *c = NULL;
         _cleanup_answer_ Answer a = {};
 
-        ck_assert_int_eq(luv_plugin_call(manager, PLUGIN_OP_QUIESCED, "null", DEVICE, NULL, 1, on_done, &a,
-                                         &c),
+        ck_assert_int_eq(luv_plugin_call(manager, PLUGIN_OP_QUIESCED, "null", DEVICE, NULL,
+                                         FD_PRESERVED_UNKNOWN, 1, on_done, &a, &c),
                          0);
         ck_assert_uint_eq(a.n, 0);
         run_until(&a.n, 1);
@@ -666,16 +688,20 @@ START_TEST(bad_arguments)
         PluginCall *c = NULL;
         Answer a = {};
 
-        ck_assert_int_eq(luv_plugin_call(manager, PLUGIN_OP_MATCH, "null", DEVICE, NULL, 0, on_done, &a, &c),
+        ck_assert_int_eq(luv_plugin_call(manager, PLUGIN_OP_MATCH, "null", DEVICE, NULL,
+                                         FD_PRESERVED_UNKNOWN, 0, on_done, &a, &c),
                          -EINVAL);
-        ck_assert_int_eq(luv_plugin_call(manager, PLUGIN_OP_PLAN, NULL, DEVICE, NULL, 0, on_done, &a, &c),
+        ck_assert_int_eq(luv_plugin_call(manager, PLUGIN_OP_PLAN, NULL, DEVICE, NULL, FD_PRESERVED_UNKNOWN,
+                                         0, on_done, &a, &c),
                          -EINVAL);
-        ck_assert_int_eq(luv_plugin_call(manager, PLUGIN_OP_PLAN, "null", DEVICE, PLAN, 0, on_done, &a, &c),
+        ck_assert_int_eq(luv_plugin_call(manager, PLUGIN_OP_PLAN, "null", DEVICE, PLAN, FD_PRESERVED_UNKNOWN,
+                                         0, on_done, &a, &c),
                          -EINVAL);
-        ck_assert_int_eq(luv_plugin_call(manager, PLUGIN_OP_REBIND, "null", DEVICE, NULL, 0, on_done, &a,
-                                         &c),
+        ck_assert_int_eq(luv_plugin_call(manager, PLUGIN_OP_REBIND, "null", DEVICE, NULL,
+                                         FD_PRESERVED_UNKNOWN, 0, on_done, &a, &c),
                          -EINVAL);
-        ck_assert_int_eq(luv_plugin_call(manager, _PLUGIN_OP_MAX, "null", DEVICE, NULL, 0, on_done, &a, &c),
+        ck_assert_int_eq(luv_plugin_call(manager, _PLUGIN_OP_MAX, "null", DEVICE, NULL, FD_PRESERVED_UNKNOWN,
+                                         0, on_done, &a, &c),
                          -EINVAL);
         ck_assert_ptr_null(c);
 }
@@ -689,6 +715,7 @@ static Suite *suite(void)
         tcase_add_checked_fixture(host, setup_host, teardown);
         tcase_set_timeout(host, 60);
         tcase_add_loop_test(host, all_operations, 0, 2);
+        tcase_add_test(host, preserved_is_passed_on);
         tcase_add_loop_test(host, refuses, 0, _PLUGIN_OP_MAX);
         tcase_add_loop_test(host, crashes, 0, _PLUGIN_OP_MAX);
         tcase_add_loop_test(host, hangs, 0, _PLUGIN_OP_MAX);

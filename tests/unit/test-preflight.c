@@ -79,6 +79,22 @@ static void expect(const PreflightFacts *f, const char *id, Severity severity, c
         luv_findings_done(&r);
 }
 
+static const Finding *find(const Findings *r, const char *id)
+{
+        for (size_t i = 0; i < r->n; i++)
+                if (streq(r->items[i].id, id))
+                        return r->items + i;
+        return NULL;
+}
+
+static void expect_not(const PreflightFacts *f, const char *id)
+{
+        Findings r = judge(f);
+
+        ck_assert_ptr_null(find(&r, id));
+        luv_findings_done(&r);
+}
+
 START_TEST(nothing_wrong)
 {
         PreflightFacts f = good();
@@ -264,7 +280,11 @@ END_TEST
 START_TEST(devices)
 {
         PreflightFacts f = good();
-        PreflightDevice d = { .machine = (char *) "vm1", .address = (char *) "0000:00:04.0" };
+        PreflightDevice d = { .machine = (char *) "vm1",
+                              .address = (char *) "0000:00:04.0",
+                              .preserved = FD_PRESERVED_UNKNOWN };
+        Finding why = { .id = (char *) "device-reset", .message = (char *) "it is behind a wall" };
+        Findings r;
         Finding own = { .id = (char *) "null-cable",
                         .severity = SEVERITY_BLOCKER,
                         .message = (char *) "the cable of 0000:00:04.0 in vm1 is loose",
@@ -278,7 +298,28 @@ START_TEST(devices)
         expect(&f, "device-reset", SEVERITY_WARNING, "vm1", "0000:00:04.0");
         d.promise = (char *) "running";
         expect(&f, "device-promise", SEVERITY_BLOCKER, "vm1", "0000:00:04.0");
+        d.preserved = 3;
+        expect(&f, "device-promise", SEVERITY_BLOCKER, "vm1", "0000:00:04.0");
+        d.preserved = 7;
+        expect(&f, "device-preserved", SEVERITY_NOTE, "vm1", "0000:00:04.0");
+        expect_not(&f, "device-promise");
+        expect_not(&f, "device-reset");
+        d.promise = (char *) "latched";
+        expect(&f, "device-promise", SEVERITY_BLOCKER, "vm1", "0000:00:04.0");
+        d.preserved = 7 | 16;
+        expect_not(&f, "device-promise");
+        /* Why it is reset is the plugin's to know. */
         d.promise = (char *) "reset";
+        d.preserved = 1;
+        d.findings = (Findings) { .items = &why, .n = 1 };
+        r = judge(&f);
+        ck_assert_str_eq(find(&r, "device-reset")->message,
+                         "Device 0000:00:04.0 of machine vm1 will be reset on the way: it is behind a wall");
+        ck_assert_str_eq(find(&r, "device-preserved")->message, "Of device 0000:00:04.0 of machine vm1 this "
+                                                                "kernel preserves: owner; not: state, dma, "
+                                                                "iommu, interrupts, sriov");
+        luv_findings_done(&r);
+        d.preserved = FD_PRESERVED_UNKNOWN;
         d.findings = (Findings) { .items = &own, .n = 1 };
         expect(&f, "null-cable", SEVERITY_BLOCKER, "vm1", "0000:00:04.0");
         d.findings = (Findings) {};
@@ -287,6 +328,9 @@ START_TEST(devices)
         d.reason = NULL;
         f.n_iommu_groups = 0;
         expect(&f, "iommu-off", SEVERITY_BLOCKER, NULL, NULL);
+        /* no-IOMMU mode: nothing is as it should be, and nothing becomes worse */
+        d.preserved = 7;
+        expect(&f, "iommu-off", SEVERITY_WARNING, NULL, NULL);
 }
 END_TEST
 

@@ -78,11 +78,12 @@ static int plugin_answers(sd_event_source *source, void *userdata)
 }
 
 int luv_plugin_call(PluginManager *m, PluginOp op, const char *plugin, const char *device, const char *plan,
-                    uint64_t deadline, PluginDone done, void *userdata, PluginCall **ret)
+                    uint64_t preserved, uint64_t deadline, PluginDone done, void *userdata, PluginCall **ret)
 {
         PluginCall *c;
 
         ck_assert_str_eq(plugin, "null");
+        ck_assert(preserved == FD_PRESERVED_UNKNOWN);
         if (streq(plan, "no plugin"))
                 return -ECONNREFUSED;
         c = calloc(1, sizeof(*c));
