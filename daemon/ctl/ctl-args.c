@@ -304,7 +304,7 @@ void ctl_help(FILE *f)
               "     --reuse-cmdline     the running kernel's command line (default)\n"
               "     --sacrifice=MACHINE the update may lose this machine if it holds it up (repeatable)\n"
               "Options of update:\n"
-              "     --dry-run           go up to the jump and back\n"
+              "     --dry-run           check and stage, and take it back\n"
               "     --deadline=TIME     for machines to stop (default: 10s)\n"
               "     --fallback=none|cold\n"
               "                         when a live update cannot be had: nothing, or a cold reboot\n"

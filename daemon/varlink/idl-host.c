@@ -88,9 +88,9 @@ static SD_VARLINK_DEFINE_STRUCT_TYPE(
         SD_VARLINK_DEFINE_FIELD(vmm, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),
         SD_VARLINK_FIELD_COMMENT("Owner's uid."),
         SD_VARLINK_DEFINE_FIELD(uid, SD_VARLINK_INT, 0),
-        SD_VARLINK_FIELD_COMMENT("Owner's systemd unit."),
+        SD_VARLINK_FIELD_COMMENT("Owner's systemd unit, if it is in one."),
         SD_VARLINK_DEFINE_FIELD(unit, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),
-        SD_VARLINK_FIELD_COMMENT("Process, if it is attached."),
+        SD_VARLINK_FIELD_COMMENT("Process that registered it, while it lives."),
         SD_VARLINK_DEFINE_FIELD(pid, SD_VARLINK_INT, SD_VARLINK_NULLABLE),
         SD_VARLINK_FIELD_COMMENT("Whether the VMM watches for events now."),
         SD_VARLINK_DEFINE_FIELD(attached, SD_VARLINK_BOOL, 0),
@@ -145,7 +145,7 @@ static SD_VARLINK_DEFINE_STRUCT_TYPE(
         MachineReport,
         SD_VARLINK_FIELD_COMMENT("Machine."),
         SD_VARLINK_DEFINE_FIELD(machine, SD_VARLINK_STRING, 0),
-        SD_VARLINK_FIELD_COMMENT("From the first vCPU stopped to the last running, microseconds."),
+        SD_VARLINK_FIELD_COMMENT("From the first vCPU stopped to the last running, microseconds. None if it did not stand or has not come back."),
         SD_VARLINK_DEFINE_FIELD(blackoutUSec, SD_VARLINK_INT, SD_VARLINK_NULLABLE),
         SD_VARLINK_FIELD_COMMENT("Why it is stranded, if it is."),
         SD_VARLINK_DEFINE_FIELD(strandedReason, SD_VARLINK_STRING, SD_VARLINK_NULLABLE));
@@ -181,7 +181,7 @@ static SD_VARLINK_DEFINE_METHOD(
         SD_VARLINK_DEFINE_OUTPUT(kernel, SD_VARLINK_STRING, 0),
         SD_VARLINK_FIELD_COMMENT("Where the update is."),
         SD_VARLINK_DEFINE_OUTPUT_BY_TYPE(state, UpdateState, 0),
-        SD_VARLINK_FIELD_COMMENT("Update under way."),
+        SD_VARLINK_FIELD_COMMENT("Id of the update under way."),
         SD_VARLINK_DEFINE_OUTPUT(updateId, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),
         SD_VARLINK_FIELD_COMMENT("What this kernel makes of each kind of file descriptor."),
         SD_VARLINK_DEFINE_OUTPUT_BY_TYPE(promises, Promise, SD_VARLINK_ARRAY),
@@ -193,13 +193,13 @@ static SD_VARLINK_DEFINE_METHOD(
         SD_VARLINK_DEFINE_OUTPUT_BY_TYPE(lastUpdate, Report, SD_VARLINK_NULLABLE));
 
 #define KERNEL_INPUT                                                                                       \
-        SD_VARLINK_FIELD_COMMENT("Index of the kernel image's fd in this message. None: what is staged."), \
+        SD_VARLINK_FIELD_COMMENT("Index of the kernel image's fd in this message. None: what is staged; Check then looks at no kernel."), \
         SD_VARLINK_DEFINE_INPUT(kernelFileDescriptor, SD_VARLINK_INT, SD_VARLINK_NULLABLE),                \
         SD_VARLINK_FIELD_COMMENT("Index of the initrd's fd."),                                             \
         SD_VARLINK_DEFINE_INPUT(initrdFileDescriptor, SD_VARLINK_INT, SD_VARLINK_NULLABLE),                \
-        SD_VARLINK_FIELD_COMMENT("The new kernel's command line. None: the running kernel's."),            \
+        SD_VARLINK_FIELD_COMMENT("The new kernel's command line, at most 2047 bytes. None: the running kernel's."),            \
         SD_VARLINK_DEFINE_INPUT(commandLine, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),                      \
-        SD_VARLINK_FIELD_COMMENT("Machines that an update may lose if they hold it up."),                  \
+        SD_VARLINK_FIELD_COMMENT("Names of machines that an update may lose if they hold it up; each has to be there."),                  \
         SD_VARLINK_DEFINE_INPUT(sacrifice, SD_VARLINK_STRING, SD_VARLINK_ARRAY | SD_VARLINK_NULLABLE)
 
 static SD_VARLINK_DEFINE_METHOD(
@@ -217,7 +217,7 @@ static SD_VARLINK_DEFINE_METHOD(
         SD_VARLINK_DEFINE_INPUT(allowInteractiveAuthentication, SD_VARLINK_BOOL, SD_VARLINK_NULLABLE)
 
 #define PROGRESS_OUTPUT                                                                                    \
-        SD_VARLINK_FIELD_COMMENT("The update's id."),                                                      \
+        SD_VARLINK_FIELD_COMMENT("The update's id, 128 bits in hex; none while there is none."),             \
         SD_VARLINK_DEFINE_OUTPUT(updateId, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),                        \
         SD_VARLINK_FIELD_COMMENT("Where it is now."),                                                      \
         SD_VARLINK_DEFINE_OUTPUT_BY_TYPE(state, UpdateState, 0),                                           \
@@ -245,9 +245,9 @@ static SD_VARLINK_DEFINE_METHOD_FULL(
         Update,
         SD_VARLINK_SUPPORTS_MORE,
         KERNEL_INPUT,
-        SD_VARLINK_FIELD_COMMENT("Go through all gates up to the jump and back; machines run all the time."),
+        SD_VARLINK_FIELD_COMMENT("Check and stage the update, and take it back; machines run all the time."),
         SD_VARLINK_DEFINE_INPUT(dryRun, SD_VARLINK_BOOL, SD_VARLINK_NULLABLE),
-        SD_VARLINK_FIELD_COMMENT("Time for all VMMs to stop their vCPUs, microseconds. Default ten seconds."),
+        SD_VARLINK_FIELD_COMMENT("Time for all VMMs to stop their vCPUs, microseconds, at most an hour. None or 0: ten seconds."),
         SD_VARLINK_DEFINE_INPUT(deadlineUSec, SD_VARLINK_INT, SD_VARLINK_NULLABLE),
         SD_VARLINK_FIELD_COMMENT("What to do when a live update cannot be had. Default none."),
         SD_VARLINK_DEFINE_INPUT_BY_TYPE(fallback, Fallback, SD_VARLINK_NULLABLE),
@@ -270,14 +270,14 @@ static SD_VARLINK_DEFINE_METHOD(
 
 static SD_VARLINK_DEFINE_METHOD(
         History,
-        SD_VARLINK_FIELD_COMMENT("At most this many; default 20."),
+        SD_VARLINK_FIELD_COMMENT("At most this many, 0 or more; default 20."),
         SD_VARLINK_DEFINE_INPUT(limit, SD_VARLINK_INT, SD_VARLINK_NULLABLE),
         SD_VARLINK_FIELD_COMMENT("Updates, newest first; without phases."),
         SD_VARLINK_DEFINE_OUTPUT_BY_TYPE(updates, Report, SD_VARLINK_ARRAY));
 
 static SD_VARLINK_DEFINE_METHOD(
         Analyze,
-        SD_VARLINK_FIELD_COMMENT("The update's id; none: the last one."),
+        SD_VARLINK_FIELD_COMMENT("The update's whole id; none: the last one."),
         SD_VARLINK_DEFINE_INPUT(updateId, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),
         SD_VARLINK_FIELD_COMMENT("With all phases."),
         SD_VARLINK_DEFINE_OUTPUT_BY_TYPE(report, Report, 0));
@@ -291,9 +291,9 @@ static SD_VARLINK_DEFINE_METHOD(
 static SD_VARLINK_DEFINE_METHOD_FULL(
         Inhibit,
         SD_VARLINK_REQUIRES_MORE,
-        SD_VARLINK_FIELD_COMMENT("Who forbids updates, for people."),
+        SD_VARLINK_FIELD_COMMENT("Who forbids updates, for people: 1 to 256 bytes without control characters."),
         SD_VARLINK_DEFINE_INPUT(who, SD_VARLINK_STRING, 0),
-        SD_VARLINK_FIELD_COMMENT("Why; shown by Check."),
+        SD_VARLINK_FIELD_COMMENT("Why, of the same kind; shown by Check."),
         SD_VARLINK_DEFINE_INPUT(why, SD_VARLINK_STRING, 0),
         AUTHENTICATION_INPUT);
 
@@ -303,7 +303,7 @@ static SD_VARLINK_DEFINE_ERROR(
         SD_VARLINK_DEFINE_FIELD_BY_TYPE(findings, Finding, SD_VARLINK_ARRAY));
 static SD_VARLINK_DEFINE_ERROR(
         UpdateFailed,
-        SD_VARLINK_FIELD_COMMENT("State in which it failed; machines run on."),
+        SD_VARLINK_FIELD_COMMENT("State in which it failed; machines run on. Of Discard: the state now, the machine stays stranded."),
         SD_VARLINK_DEFINE_FIELD_BY_TYPE(state, UpdateState, 0),
         SD_VARLINK_FIELD_COMMENT("Why."),
         SD_VARLINK_DEFINE_FIELD(reason, SD_VARLINK_STRING, 0),
@@ -366,13 +366,13 @@ SD_VARLINK_DEFINE_INTERFACE(
         &vl_type_Report,
         SD_VARLINK_SYMBOL_COMMENT("What this host can do, and where it is"),
         &vl_method_Describe,
-        SD_VARLINK_SYMBOL_COMMENT("Names every blocker of an update, with its remedy; changes nothing"),
+        SD_VARLINK_SYMBOL_COMMENT("Names every blocker of an update, with its remedy; changes nothing. Errors: BadKernel (the command line is too long), NoSuchMachine"),
         &vl_method_Check,
-        SD_VARLINK_SYMBOL_COMMENT("Does all that can be done while machines run: loads the kernel, preserves guest RAM"),
+        SD_VARLINK_SYMBOL_COMMENT("Does all that can be done while machines run: loads the kernel, preserves guest RAM. Errors: NoKernel, BadKernel, NoSuchMachine, UpdateInProgress, Blocked, UpdateFailed"),
         &vl_method_Stage,
-        SD_VARLINK_SYMBOL_COMMENT("Replaces the kernel; stages first if that was not done. The connection is lost at the jump"),
+        SD_VARLINK_SYMBOL_COMMENT("Replaces the kernel; stages first if that was not done. The connection is lost at the jump. Errors: as Stage"),
         &vl_method_Update,
-        SD_VARLINK_SYMBOL_COMMENT("Gives an update up; returns when all machines run again"),
+        SD_VARLINK_SYMBOL_COMMENT("Gives an update up; returns when all machines run again. Error: NotPossible, where there is none or the jump was made"),
         &vl_method_Abort,
         SD_VARLINK_SYMBOL_COMMENT("Reports every change, beginning with the present state"),
         &vl_method_Monitor,
@@ -382,15 +382,15 @@ SD_VARLINK_DEFINE_INTERFACE(
         &vl_method_ListDevices,
         SD_VARLINK_SYMBOL_COMMENT("Lists past updates"),
         &vl_method_History,
-        SD_VARLINK_SYMBOL_COMMENT("Shows where an update's time went"),
+        SD_VARLINK_SYMBOL_COMMENT("Shows where an update's time went. Error: NoSuchUpdate"),
         &vl_method_Analyze,
-        SD_VARLINK_SYMBOL_COMMENT("Gives a stranded machine up"),
+        SD_VARLINK_SYMBOL_COMMENT("Gives a stranded machine up. Errors: NoSuchMachine, NotStranded, UpdateFailed (its plugin cannot make a device safe)"),
         &vl_method_Discard,
         SD_VARLINK_SYMBOL_COMMENT("Forbids updates for as long as the connection lasts; its one reply says that it holds"),
         &vl_method_Inhibit,
         SD_VARLINK_SYMBOL_COMMENT("Refused: there are blockers"),
         &vl_error_Blocked,
-        SD_VARLINK_SYMBOL_COMMENT("Given up on the way; all machines run"),
+        SD_VARLINK_SYMBOL_COMMENT("Given up on the way; all machines run. Of Discard: it could not be done"),
         &vl_error_UpdateFailed,
         SD_VARLINK_SYMBOL_COMMENT("Another update is under way"),
         &vl_error_UpdateInProgress,

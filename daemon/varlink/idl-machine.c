@@ -89,7 +89,7 @@ static SD_VARLINK_DEFINE_METHOD(
         SD_VARLINK_DEFINE_INPUT(name, SD_VARLINK_STRING, 0),
         SD_VARLINK_FIELD_COMMENT("The secret of an earlier Register, to take up a machine again from another systemd unit."),
         SD_VARLINK_DEFINE_INPUT(secret, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),
-        SD_VARLINK_FIELD_COMMENT("Program and version, for people."),
+        SD_VARLINK_FIELD_COMMENT("Program and version, for people; at most 1024 bytes."),
         SD_VARLINK_DEFINE_INPUT(vmm, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),
         SD_VARLINK_FIELD_COMMENT("128 bits in hex; proves ownership later. The same one when the machine was known."),
         SD_VARLINK_DEFINE_OUTPUT(secret, SD_VARLINK_STRING, 0),
@@ -120,7 +120,7 @@ static SD_VARLINK_DEFINE_METHOD_FULL(
 
 static SD_VARLINK_DEFINE_METHOD(
         Preserve,
-        SD_VARLINK_FIELD_COMMENT("Machine. Allowed in running, preparing, prepared (memfd, iommufd, vfio) and quiescing (state, vfio)."),
+        SD_VARLINK_FIELD_COMMENT("Machine. Allowed in running, preparing, prepared (memfd, iommufd, vfio), quiescing (state, vfio) and aborting (what was on its way; a state is dropped)."),
         SD_VARLINK_DEFINE_INPUT(machine, SD_VARLINK_STRING, 0),
         SD_VARLINK_FIELD_COMMENT("Name by which it is retrieved: 1 to 64 printable ASCII. A known name replaces that fd."),
         SD_VARLINK_DEFINE_INPUT(name, SD_VARLINK_STRING, 0),
@@ -140,7 +140,7 @@ static SD_VARLINK_DEFINE_METHOD(
         Quiesced,
         SD_VARLINK_FIELD_COMMENT("Machine. Allowed in quiescing. vCPUs stand and device interrupts are off."),
         SD_VARLINK_DEFINE_INPUT(machine, SD_VARLINK_STRING, 0),
-        SD_VARLINK_FIELD_COMMENT("When the first vCPU stopped: CLOCK_BOOTTIME, microseconds."),
+        SD_VARLINK_FIELD_COMMENT("When the first vCPU stopped: CLOCK_BOOTTIME, microseconds. None, 0 or a later time than now: now."),
         SD_VARLINK_DEFINE_INPUT(vcpusStoppedUSec, SD_VARLINK_INT, SD_VARLINK_NULLABLE));
 
 static SD_VARLINK_DEFINE_METHOD(
@@ -163,7 +163,7 @@ static SD_VARLINK_DEFINE_METHOD(
         Resumed,
         SD_VARLINK_FIELD_COMMENT("Machine. Allowed in resuming (all is retrieved and works) and aborting (it runs on)."),
         SD_VARLINK_DEFINE_INPUT(machine, SD_VARLINK_STRING, 0),
-        SD_VARLINK_FIELD_COMMENT("When the last vCPU ran again: CLOCK_BOOTTIME, microseconds."),
+        SD_VARLINK_FIELD_COMMENT("When the last vCPU ran again: CLOCK_BOOTTIME, microseconds. None, 0 or a later time than now: now."),
         SD_VARLINK_DEFINE_INPUT(vcpusRunningUSec, SD_VARLINK_INT, SD_VARLINK_NULLABLE));
 
 static SD_VARLINK_DEFINE_METHOD(
@@ -195,7 +195,7 @@ static SD_VARLINK_DEFINE_ERROR(
         SD_VARLINK_DEFINE_FIELD_BY_TYPE(state, MachineState, 0));
 static SD_VARLINK_DEFINE_ERROR(
         QuotaExceeded,
-        SD_VARLINK_FIELD_COMMENT("What there is too much of: machines, fds, bytes, connections."),
+        SD_VARLINK_FIELD_COMMENT("What there is too much of: machines, fds or bytes (of memfds)."),
         SD_VARLINK_DEFINE_FIELD(what, SD_VARLINK_STRING, 0),
         SD_VARLINK_FIELD_COMMENT("How many a user may have."),
         SD_VARLINK_DEFINE_FIELD(limit, SD_VARLINK_INT, 0));
@@ -247,23 +247,23 @@ SD_VARLINK_DEFINE_INTERFACE(
         &vl_type_EventType,
         SD_VARLINK_SYMBOL_COMMENT("A file descriptor that luvfiod holds for a machine"),
         &vl_type_FileDescriptor,
-        SD_VARLINK_SYMBOL_COMMENT("Makes a machine known, or takes it up again. Binds it to the caller's uid and systemd unit"),
+        SD_VARLINK_SYMBOL_COMMENT("Makes a machine known, or takes it up again. Binds it to the caller's uid and systemd unit. Errors: InvalidName, MachineExists, NotOwner (the secret is wrong), QuotaExceeded, Stranded, WrongState (a new one, while machines are stopped)"),
         &vl_method_Register,
-        SD_VARLINK_SYMBOL_COMMENT("Sends what the VMM has to do, as it comes; keep it open on a connection of its own"),
+        SD_VARLINK_SYMBOL_COMMENT("Sends what the VMM has to do, as it comes; keep it open on a connection of its own. Errors: NoSuchMachine, NotOwner"),
         &vl_method_Watch,
-        SD_VARLINK_SYMBOL_COMMENT("Hands one file descriptor over; the sender keeps its own"),
+        SD_VARLINK_SYMBOL_COMMENT("Hands one file descriptor over; the sender keeps its own. Errors: NoSuchMachine, NotOwner, InvalidName, MissingFileDescriptor, WrongState, UnsupportedFileDescriptor, DuplicateFileDescriptor, QuotaExceeded"),
         &vl_method_Preserve,
-        SD_VARLINK_SYMBOL_COMMENT("Answers the prepare event"),
+        SD_VARLINK_SYMBOL_COMMENT("Answers the prepare event. Errors: NoSuchMachine, NotOwner, WrongState"),
         &vl_method_Prepared,
-        SD_VARLINK_SYMBOL_COMMENT("Answers the quiesce event"),
+        SD_VARLINK_SYMBOL_COMMENT("Answers the quiesce event. Errors: as Prepared"),
         &vl_method_Quiesced,
-        SD_VARLINK_SYMBOL_COMMENT("Answers the commit event"),
+        SD_VARLINK_SYMBOL_COMMENT("Answers the commit event. Errors: as Prepared"),
         &vl_method_Committed,
-        SD_VARLINK_SYMBOL_COMMENT("Gets one file descriptor back after the jump"),
+        SD_VARLINK_SYMBOL_COMMENT("Gets one file descriptor back after the jump. Errors: NoSuchMachine, NotOwner, InvalidName, Stranded, WrongState, NoSuchFileDescriptor (or it is to be rebuilt), RetrieveFailed"),
         &vl_method_Retrieve,
-        SD_VARLINK_SYMBOL_COMMENT("Says that vCPUs run: after the jump, or after an abort"),
+        SD_VARLINK_SYMBOL_COMMENT("Says that vCPUs run: after the jump, or after an abort. Errors: as Prepared"),
         &vl_method_Resumed,
-        SD_VARLINK_SYMBOL_COMMENT("Takes the machine back out of luvfiod's hands. A lost connection does not"),
+        SD_VARLINK_SYMBOL_COMMENT("Takes the machine back out of luvfiod's hands. A lost connection does not. Errors: as Prepared"),
         &vl_method_Withdraw,
         SD_VARLINK_SYMBOL_COMMENT("A machine's or file descriptor's name breaks the rules"),
         &vl_error_InvalidName,
