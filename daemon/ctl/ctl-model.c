@@ -121,7 +121,7 @@ static int parse_machine(sd_json_variant *v, void *to, const char **ret_bad)
                 STRING(Machine, "vmm", vmm, N),
                 STRING(Machine, "unit", unit, N),
                 STRING(Machine, "session", session, N),
-                NUMBER(Machine, "uid", uid, M),
+                NUMBER(Machine, "uid", uid, N),
                 NUMBER(Machine, "pid", pid, N),
                 BOOLEAN(Machine, "attached", attached, M),
                 NUMBER(Machine, "generation", generation, M),
@@ -133,7 +133,7 @@ static int parse_machine(sd_json_variant *v, void *to, const char **ret_bad)
         Machine *m = to;
         int r;
 
-        *m = (Machine) { .pid = CTL_UNSET };
+        *m = (Machine) { .uid = CTL_UNSET, .pid = CTL_UNSET };
         r = parse(v, table, m, ret_bad);
         if (r < 0)
                 m->devices = luv_strv_free(m->devices);

@@ -19,7 +19,7 @@ typedef struct Finding {
 
 typedef struct Machine {
         const char *name, *state, *reason, *vmm, *unit, *session;
-        uint64_t uid, pid, generation, n_fds, memory_bytes; /* pid may be CTL_UNSET */
+        uint64_t uid, pid, generation, n_fds, memory_bytes; /* uid and pid may be CTL_UNSET */
         bool attached;
         char **devices;
 } Machine;

@@ -33,9 +33,11 @@ static Style result_style(const char *result)
         return streq(result, "done") ? STYLE_GOOD : streq(result, "stranded") ? STYLE_BAD : STYLE_WARN;
 }
 
-static Style machine_style(const char *state)
+static Style machine_style(const Machine *m)
 {
-        return streq(state, "stranded") ? STYLE_BAD : streq(state, "running") ? STYLE_NONE : STYLE_WARN;
+        if (streq(m->state, "stranded"))
+                return STYLE_BAD;
+        return m->attached && streq(m->state, "running") ? STYLE_NONE : STYLE_WARN;
 }
 
 static const char *arrow(const Terminal *t)
@@ -210,6 +212,14 @@ int ctl_show_findings(const Terminal *t, const Finding *findings, size_t n)
         return 0;
 }
 
+static void add_number(Table *table, uint64_t n)
+{
+        if (n == CTL_UNSET)
+                ctl_table_add(table, NULL, STYLE_NONE);
+        else
+                ctl_table_addf(table, STYLE_NONE, "%" PRIu64, n);
+}
+
 int ctl_show_machines(const Terminal *t, const Machine *machines, size_t n)
 {
         static const char *const titles[] = { "MACHINE", "STATE",  "VMM", "UNIT",    "UID",    "PID",
@@ -234,14 +244,11 @@ int ctl_show_machines(const Terminal *t, const Machine *machines, size_t n)
                 if (!devices || !state)
                         return -ENOMEM;
                 ctl_table_add(&table, m->name, STYLE_BOLD);
-                ctl_table_add(&table, state, machine_style(m->attached ? m->state : ""));
+                ctl_table_add(&table, state, machine_style(m));
                 ctl_table_add(&table, m->vmm, STYLE_NONE);
                 ctl_table_add(&table, m->unit, STYLE_NONE);
-                ctl_table_addf(&table, STYLE_NONE, "%" PRIu64, m->uid);
-                if (m->pid == CTL_UNSET)
-                        ctl_table_add(&table, NULL, STYLE_NONE);
-                else
-                        ctl_table_addf(&table, STYLE_NONE, "%" PRIu64, m->pid);
+                add_number(&table, m->uid);
+                add_number(&table, m->pid);
                 ctl_table_addf(&table, STYLE_NONE, "%" PRIu64, m->generation);
                 ctl_table_add(&table, ctl_format_bytes(buf, m->memory_bytes), STYLE_NONE);
                 ctl_table_addf(&table, STYLE_NONE, "%" PRIu64, m->n_fds);
@@ -422,6 +429,14 @@ static int compare_u64(const void *a, const void *b)
         return x < y ? -1 : x > y;
 }
 
+/* Of sorted values; between the two in the middle where there are two. */
+static uint64_t median(const uint64_t *sorted, size_t n)
+{
+        uint64_t low = sorted[(n - 1) / 2], high = sorted[n / 2];
+
+        return low + (high - low) / 2;
+}
+
 /* Names of machines' phases, in order of their first begin. */
 static size_t collect_names(const Report *r, const char *names[static PHASES_SHOWN])
 {
@@ -556,7 +571,7 @@ static int show_machine_phases(const Terminal *t, const Report *r)
                 return k;
         if (n_known > 1) {
                 qsort(known, n_known, sizeof(uint64_t), compare_u64);
-                fprintf(t->f, "Median %s", ctl_format_usec(buf, known[n_known / 2]));
+                fprintf(t->f, "Median %s", ctl_format_usec(buf, median(known, n_known)));
                 fprintf(t->f, ", longest %s.\n", ctl_format_usec(buf, known[n_known - 1]));
         }
         return 0;

@@ -118,7 +118,7 @@ static int append_machine(sd_json_variant **array, const Machine *m)
                         array, SD_JSON_BUILD_PAIR_STRING("name", m->name),
                         SD_JSON_BUILD_PAIR_STRING("state", luv_machine_state_to_string(m->state)),
                         PAIR_STRING("reason", m->reason), PAIR_STRING("vmm", m->vmm),
-                        SD_JSON_BUILD_PAIR_INTEGER("uid", known ? (int64_t) m->owner.uid : -1),
+                        SD_JSON_BUILD_PAIR_CONDITION(known, "uid", SD_JSON_BUILD_UNSIGNED(m->owner.uid)),
                         PAIR_STRING("unit", m->owner.unit),
                         SD_JSON_BUILD_PAIR_CONDITION(luv_machine_is_alive(m), "pid",
                                                      SD_JSON_BUILD_INTEGER(m->owner.pid)),

@@ -155,6 +155,9 @@ def stranded_error():
         d.wait_state("idle")
         stranded = [n for n, m in d.machines().items() if m["state"] == "stranded"]
         true(stranded, "nobody is stranded")
+        for name, m in d.machines().items():
+            # Whose it is stands in its session.
+            equal("uid" in m, "cannot be retrieved" not in m["reason"], f"an owner of {name} is known")
         found = 0
         for name in stranded:
             v = d.vmm(name, start=False)

@@ -330,6 +330,62 @@ START_TEST(test_report)
 END_TEST
 
 /* Each is a reply in which one thing is not as it must be. */
+START_TEST(test_median)
+{
+        static const char report[] = "{\"updateId\":\"0\",\"result\":\"done\",\"startedRealtimeUSec\":1,"
+                                     "\"fromKernel\":\"a\","
+                                     "\"clock\":\"tsc\",\"phases\":[],\"machines\":["
+                                     "{\"machine\":\"a\",\"blackoutUSec\":3000000},{\"machine\":\"b\","
+                                     "\"blackoutUSec\":1000000}"
+                                     "%s]}";
+        static const struct {
+                const char *more, *text;
+        } cases[] = {
+                { "", "Median 2.00 s, longest 3.00 s.\n" },
+                { ",{\"machine\":\"c\"}", "Median 2.00 s, longest 3.00 s.\n" },
+                { ",{\"machine\":\"c\",\"blackoutUSec\":9000000}", "Median 3.00 s, longest 9.00 s.\n" },
+        };
+
+        for (size_t i = 0; i < ELEMENTSOF(cases); i++) {
+                _cleanup_free_ char *text = luv_strf(report, cases[i].more);
+                _cleanup_(sd_json_variant_unrefp) sd_json_variant *v = json(text);
+                _cleanup_(ctl_report_done) Report r = {};
+                _cleanup_(capture_done) Capture c = {};
+                const char *bad;
+
+                ck_assert_int_eq(ctl_parse_report(v, &r, &bad), 0);
+                capture_begin(&c);
+                ck_assert_int_eq(ctl_show_analysis(&c.t, &r), 0);
+                ck_assert_ptr_nonnull(strstr(capture_end(&c), cases[i].text));
+        }
+}
+END_TEST
+
+/* One whose owner is not known, since its part of the record could not be read; another that runs. */
+START_TEST(test_machines)
+{
+        _cleanup_(sd_json_variant_unrefp) sd_json_variant *v = json(
+                        "{\"machines\":[{\"name\":\"lost\",\"state\":\"stranded\",\"reason\":\"damaged\","
+                        "\"attached\":false,\"generation\":0,\"fileDescriptors\":0,\"memoryBytes\":0,"
+                        "\"devices\":[]},"
+                        "{\"name\":\"m1\",\"state\":\"running\",\"uid\":7,\"pid\":8,\"attached\":true,"
+                        "\"generation\":1,\"fileDescriptors\":2,\"memoryBytes\":1024,\"devices\":[]}]}");
+        _cleanup_(capture_done) Capture c = {};
+        Machine *machines = NULL;
+        const char *bad;
+        size_t n = 0;
+
+        ck_assert_int_eq(ctl_parse_machines(v, &machines, &n, &bad), 0);
+        capture_begin(&c);
+        c.t.colour = true;
+        ck_assert_int_eq(ctl_show_machines(&c.t, machines, n), 0);
+        ctl_machines_free(machines, n);
+        ck_assert_ptr_nonnull(strstr(capture_end(&c), "\033[1;31mstranded, detached\033[0m    -    -"));
+        ck_assert_ptr_nonnull(strstr(c.text, "running               7    8"));
+        ck_assert_ptr_nonnull(strstr(c.text, "damaged\n"));
+}
+END_TEST
+
 START_TEST(test_odd_replies)
 {
         static const char *const reports[] = {
@@ -480,6 +536,8 @@ int main(void)
         tcase_add_test(t, test_clean);
         tcase_add_test(t, test_table);
         tcase_add_test(t, test_report);
+        tcase_add_test(t, test_median);
+        tcase_add_test(t, test_machines);
         tcase_add_test(t, test_odd_replies);
         tcase_add_test(t, test_extreme_report);
         tcase_add_test(t, test_findings);
