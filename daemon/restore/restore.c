@@ -251,9 +251,10 @@ static void machine_record_read(RestoreMachine *m, int fd)
         }
         if (!streq(m->record->name, listed->machine) || !streq(m->record->session, listed->session) ||
             m->record->serial != listed->serial) {
-                reason = luv_strf("session %s holds the record of machine %s, session %s, where the host's "
-                                  "has %s",
-                                  listed->session, m->record->name, m->record->session, listed->machine);
+                reason = luv_strf("session %s holds the record of machine %s, session %s, number %" PRIu64
+                                  ", where the host's has %s, number %" PRIu64,
+                                  listed->session, m->record->name, m->record->session, m->record->serial,
+                                  listed->machine, listed->serial);
                 m->record = luv_machine_record_free(m->record);
                 machine_stranded(m, reason);
                 return;

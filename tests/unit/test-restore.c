@@ -227,9 +227,9 @@ static void add_host_with(int fd, size_t n, ...)
         va_end(ap);
 }
 
-static int machine_record(const char *name, uint64_t serial, const char *plan, const char *second_plan)
+static int record_in(const char *session, const char *name, uint64_t serial, const char *plan,
+                     const char *second_plan)
 {
-        _cleanup_free_ char *session = luv_strf("luvfio-%s-1", name);
         DeviceRecord devices[] = {
                 { (char *) "0000:00:04.0", (char *) "null", (char *) "reset", (char *) plan },
                 { (char *) "0000:00:05.0", (char *) "null", (char *) "reset", (char *) second_plan },
@@ -237,7 +237,7 @@ static int machine_record(const char *name, uint64_t serial, const char *plan, c
         MachineRecord m = {
                 .name = (char *) name,
                 .secret = (char *) ID,
-                .session = session,
+                .session = (char *) session,
                 .serial = serial,
                 .devices = devices,
                 .n_devices = second_plan ? 2
@@ -248,6 +248,13 @@ static int machine_record(const char *name, uint64_t serial, const char *plan, c
 
         ck_assert_int_eq(luv_machine_record_write(&m, &fd), 0);
         return fd;
+}
+
+static int machine_record(const char *name, uint64_t serial, const char *plan, const char *second_plan)
+{
+        _cleanup_free_ char *session = luv_strf("luvfio-%s-1", name);
+
+        return record_in(session, name, serial, plan, second_plan);
 }
 
 static void add_machine(const char *name, uint64_t serial, const char *plan, const char *second_plan)
@@ -360,7 +367,8 @@ START_TEST(stranded)
         ck_assert_ptr_nonnull(
                         strstr(told,
                                "stranded other session: session luvfio-other-1 holds the record of machine "
-                               "well, session luvfio-well-1, where the host's has other\n"));
+                               "well, session luvfio-well-1, number 7, where the host's has other, number "
+                               "5\n"));
         ck_assert_ptr_nonnull(strstr(told,
                                      "stranded future session: the machine record was written in version "
                                      "25443, which asks for a reader of version 25443; this is 1\n"));
@@ -369,6 +377,33 @@ START_TEST(stranded)
         ck_assert_str_eq(strstr(told, "done"), "done record session\n");
         /* The healthy device of a machine that has another one is not verified for nothing, nor left out. */
         ck_assert_ptr_nonnull(strstr(told, "rebind 0000:00:05.0\n"));
+}
+END_TEST
+
+/* A record that is sound, and this machine's, and yet not the one of this jump. */
+START_TEST(of_another_jump)
+{
+        add_host(3, "older", "numbered", "well");
+        add_session("luvfio-older-1", LUVFIO_MACHINE_TOKEN(1),
+                    record_in("luvfio-older-0", "older", 1, "x", NULL));
+        add_session("luvfio-numbered-1", LUVFIO_MACHINE_TOKEN(2),
+                    record_in("luvfio-numbered-1", "numbered", 9, "x", NULL));
+        add_machine("well", 3, NULL, NULL);
+        boot(NULL);
+        run();
+        ck_assert_int_eq(over_error, 0);
+        ck_assert_ptr_nonnull(
+                        strstr(told,
+                               "stranded older session: session luvfio-older-1 holds the record of machine "
+                               "older, session luvfio-older-0, number 1, where the host's has older, "
+                               "number 1\n"));
+        ck_assert_ptr_nonnull(
+                        strstr(told,
+                               "stranded numbered session: session luvfio-numbered-1 holds the record of "
+                               "machine numbered, session luvfio-numbered-1, number 9, where the host's has "
+                               "numbered, number 2\n"));
+        ck_assert_ptr_null(strstr(told, "rebind"));
+        ck_assert_ptr_nonnull(strstr(told, "ready well luvfio-well-1\n"));
 }
 END_TEST
 
@@ -653,6 +688,7 @@ int main(void)
         tcase_add_test(c, all_well);
         tcase_add_test(c, no_machines);
         tcase_add_test(c, stranded);
+        tcase_add_test(c, of_another_jump);
         tcase_add_test(c, finished_in_store);
         tcase_add_test(c, gone_is_stranded);
         tcase_add_test(c, failing_kernel);
