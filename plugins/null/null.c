@@ -19,6 +19,7 @@
 
 #define CONFIG_SIZE_MAX ((off_t) 1024 * 1024)
 #define SCORE_DEFAULT 1000
+#define SCORE_MAX 1000
 #define PLAN_FORMAT "null 1 %s"
 
 enum fault {
@@ -66,16 +67,23 @@ static int promise_from_string(const char *s, enum luvfio_promise *ret)
         return 0;
 }
 
-/* "devices": an array of addresses; without it, all in a simulation and none on a real host. */
-static void parse_devices(struct json_object *root, const char *address, struct orders *orders)
+static int invalid(const struct luvfio_host *host, struct luvfio_device *device, const char *what)
 {
+        return host->set_reason(device, -EINVAL, "%s: %s", host->config_file(device), what);
+}
+
+/* "devices": an array of addresses; without it, all in a simulation and none on a real host. */
+static int parse_devices(const struct luvfio_host *host, struct luvfio_device *device,
+                         struct json_object *root, struct orders *orders)
+{
+        const char *address = host->address(device);
         struct json_object *devices = NULL;
 
         if (!json_object_object_get_ex(root, "devices", &devices))
-                return;
-        orders->matched = 0;
+                return 0;
         if (!json_object_is_type(devices, json_type_array))
-                return;
+                return invalid(host, device, "\"devices\" is no array");
+        orders->matched = 0;
         for (size_t i = 0; i < json_object_array_length(devices); i++) {
                 struct json_object *e = json_object_array_get_idx(devices, i);
 
@@ -83,6 +91,33 @@ static void parse_devices(struct json_object *root, const char *address, struct 
                     strcasecmp(json_object_get_string(e), address) == 0)
                         orders->matched = 1;
         }
+        return 0;
+}
+
+/* "score": as luvfiod takes it, 1 to 1000. */
+static int parse_score(const struct luvfio_host *host, struct luvfio_device *device,
+                       struct json_object *root, struct orders *orders)
+{
+        struct json_object *score = NULL;
+
+        if (!json_object_object_get_ex(root, "score", &score))
+                return 0;
+        orders->score = json_object_is_type(score, json_type_int) ? json_object_get_int(score) : 0;
+        if (orders->score < 1 || orders->score > SCORE_MAX)
+                return invalid(host, device, "\"score\" is no number from 1 to 1000");
+        return 0;
+}
+
+static int is_operation(const char *op)
+{
+        static const char *const names[] = {
+                "match", "preflight", "quiesced", "plan", "rebind", "verify", "recover",
+        };
+
+        for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++)
+                if (strcmp(op, names[i]) == 0)
+                        return 1;
+        return 0;
 }
 
 /* "faults": the first that fits operation and device counts. */
@@ -94,14 +129,17 @@ static int parse_faults(const struct luvfio_host *host, struct luvfio_device *de
         if (!json_object_object_get_ex(root, "faults", &faults))
                 return 0;
         if (!json_object_is_type(faults, json_type_array))
-                return host->set_reason(device, -EINVAL, "%s: \"faults\" is no array",
-                                        host->config_file(device));
+                return invalid(host, device, "\"faults\" is no array");
 
         for (size_t i = 0; i < json_object_array_length(faults); i++) {
                 struct json_object *f = json_object_array_get_idx(faults, i);
                 const char *f_op = string_member(f, "op"), *f_device = string_member(f, "device");
                 const char *f_fault = string_member(f, "fault"), *f_reason = string_member(f, "reason");
 
+                /* A fault that never comes would pass for one that was survived. */
+                if (f_op && !is_operation(f_op))
+                        return host->set_reason(device, -EINVAL, "%s: fault %zu has no known \"op\"",
+                                                host->config_file(device), i);
                 if ((f_op && strcmp(f_op, op) != 0) ||
                     (f_device && strcasecmp(f_device, host->address(device)) != 0))
                         continue;
@@ -122,18 +160,20 @@ static int parse_faults(const struct luvfio_host *host, struct luvfio_device *de
 static int parse_config(const struct luvfio_host *host, struct luvfio_device *device,
                         struct json_object *root, const char *op, struct orders *orders)
 {
-        struct json_object *v = NULL;
-        const char *s;
+        const char *promise;
+        int r;
 
         if (!json_object_is_type(root, json_type_object))
                 return host->set_reason(device, -EINVAL, "%s is no JSON object", host->config_file(device));
-        parse_devices(root, host->address(device), orders);
-        if (json_object_object_get_ex(root, "score", &v))
-                orders->score = json_object_get_int(v);
-        s = string_member(root, "promise");
-        if (s && promise_from_string(s, &orders->promise) < 0)
-                return host->set_reason(device, -EINVAL, "%s: \"promise\" is unknown",
-                                        host->config_file(device));
+        r = parse_devices(host, device, root, orders);
+        if (r >= 0)
+                r = parse_score(host, device, root, orders);
+        if (r < 0)
+                return r;
+        promise = string_member(root, "promise");
+        if (json_object_object_get_ex(root, "promise", NULL) &&
+            (!promise || promise_from_string(promise, &orders->promise) < 0))
+                return invalid(host, device, "\"promise\" is unknown");
         return parse_faults(host, device, root, op, orders);
 }
 

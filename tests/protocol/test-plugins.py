@@ -90,6 +90,25 @@ def preflight_reason():
 
 
 @test
+def bad_configuration():
+    """a configuration that is not one fails its plugin with the reason"""
+    with daemon() as (d, plugins):
+        vmms = two(d)
+        for text, reason in (
+            ("{", "is not JSON"), ("[]", "no JSON object"), ('{"devices": "x"}', '"devices"'), ('{"score": -5}', '"score"'),
+            ('{"score": "1"}', '"score"'), ('{"score": 4294967297}', '"score"'), ('{"promise": 7}', '"promise"'),
+            ('{"promise": "all"}', '"promise"'), ('{"faults": {}}', '"faults"'), ('{"faults": [null]}', '"fault"'),
+            ('{"faults": [{"op": "quiesce", "fault": "hang"}]}', '"op"'), ('{"faults": [{"fault": "explode"}]}', '"fault"'),
+        ):  # fmt: skip
+            plugins.path.write_text(text)
+            blockers = [f for f in d.findings() if f["severity"] == "blocker"]
+            named([f["message"] for f in blockers])
+            true(all(reason in f["message"] for f in blockers), f"{text}: {blockers}")
+        plugins.set()
+        d.update(vmms)
+
+
+@test
 def no_plugin():
     """no plugin answers for a device: a blocker with its name"""
     with daemon() as (d, plugins):
