@@ -28,10 +28,12 @@ class Usage(Exception):
     pass
 
 
-def free_udp_port():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def free_udp_ports():
+    """Two that are not the same."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as a, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as b:
+        a.bind(("127.0.0.1", 0))
+        b.bind(("127.0.0.1", 0))
+        return a.getsockname()[1], b.getsockname()[1]
 
 
 class Bus:
@@ -103,7 +105,7 @@ def command(args, out, kernel, initrd, disks, cmdline, environment):
         n = count[kind] = count.get(kind, -1) + 1
         name = f"{kind}{n}"
         if kind == "igb" and "netdev" not in properties:
-            port, peer = free_udp_port(), free_udp_port()
+            port, peer = free_udp_ports()
             backends += ["-netdev", f"dgram,id=net-{name},local.type=inet,local.host=127.0.0.1,local.port={port},"
                          f"remote.type=inet,remote.host=127.0.0.1,remote.port={peer}"]
             properties["netdev"] = f"net-{name}"
