@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# Inside the full image: example machines under systemd. Put in as /usr/lib/luvhost/vmm.sh, to be sourced.
+# Inside the full image: luvfiod, and example machines under systemd. Put in as /usr/lib/luvhost/vmm.sh, to be sourced.
 
 # Where machines report; a folder on disk, if it is to be read after the jump.
 : "${REPORTS:=/run}"
@@ -26,8 +26,8 @@ vmm_define() {
         systemctl enable --quiet --no-reload "luvfio-example-vmm@$vmm.service"
 }
 
-# until_true SECONDS COMMAND...: waits until COMMAND succeeds.
-until_true() {
+# wait_for SECONDS COMMAND...: until COMMAND succeeds.
+wait_for() {
         end=$(($(cut -d. -f1 /proc/uptime) + $1))
         shift
         until "$@" >/dev/null 2>&1; do
@@ -46,14 +46,14 @@ vmm_last() {
         grep "\"event\":\"$2\"" "$REPORTS/$1.report" | tail -n 1
 }
 
-# vmm_machine NAME: the machine as luvfiod has it, JSON.
-vmm_machine() {
-        luvfioctl machines --json=short | jq -ce --arg name "$1" '.. | objects | select(.name? == $name)' | head -n 1
+# machine_field NAME FIELD: what luvfiod says of a machine.
+machine_field() {
+        luvfioctl machines --json=short | jq -re --arg n "$1" ".machines[] | select(.name == \$n) | .$2"
 }
 
-# vmm_is NAME STATE
-vmm_is() {
-        [ "$(vmm_machine "$1" | jq -r .state)" = "$2" ]
+# machine_is NAME STATE
+machine_is() {
+        [ "$(machine_field "$1" state)" = "$2" ]
 }
 
 # update_result: how the last update ended; nothing while one is under way.
@@ -61,7 +61,8 @@ update_result() {
         luvfioctl status --json=short | jq -re 'select(.state == "idle") | .lastUpdate.result'
 }
 
-update_is() {
+# update_ended RESULT: whether none is under way and the last one ended so.
+update_ended() {
         [ "$(update_result)" = "$1" ]
 }
 

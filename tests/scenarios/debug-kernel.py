@@ -20,7 +20,7 @@ UPDATES = 2
 SCRIPT = scenario.LEAKS + """
 . /usr/lib/luvhost/vmm.sh
 if [ $LUV_BOOT -gt 1 ]; then
-        until_true 300 update_number $((LUV_BOOT - 1))
+        wait_for 300 update_number $((LUV_BOOT - 1))
         luvfioctl update --dry-run --deadline=240s --cmdline="$(next_cmdline)" /boot/vmlinuz-a || echo "dry run failed"
         leaks >/out/leaks-$LUV_BOOT && : >/out/looked-$LUV_BOOT
 fi

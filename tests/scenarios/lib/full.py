@@ -38,6 +38,7 @@ def overlay():
     tree = Path(os.environ["LUV_RUN"]) / "rogue-tree"
     shutil.rmtree(tree, ignore_errors=True)
     (tree / "usr/lib/rogue").mkdir(parents=True)
+    (tree / "usr/lib/luvhost").mkdir(parents=True)
     (tree / "usr/lib/systemd/system").mkdir(parents=True)
     installed = Path(scenario.TREE)
     library = next(installed.glob("usr/lib/**/libluvfio.so")).parent
@@ -46,6 +47,7 @@ def overlay():
     compile_c("legacy-kexec.c", tree / "usr/lib/rogue/legacy-kexec", "-static")
     compile_c("eio.c", tree / "usr/lib/rogue/eio.so", "-shared", "-fPIC")
     shutil.copy(HERE / "guest.sh", tree / "usr/lib/rogue/guest.sh")
+    shutil.copy(HERE.parents[1] / "lib/vmm.sh", tree / "usr/lib/luvhost/vmm.sh")
     (tree / "usr/lib/systemd/system/rogue@.service").write_text(UNIT)
     return tree
 

@@ -3,6 +3,9 @@
 #
 # What the scripts of scenarios have inside the full image. Each check is a line of TAP.
 
+# shellcheck source=../../lib/vmm.sh
+. /usr/lib/luvhost/vmm.sh
+
 n=0
 
 ok() {
@@ -45,16 +48,6 @@ refused() {
         fi
 }
 
-# wait_for SECONDS COMMAND...: until the command succeeds.
-wait_for() {
-        end=$(($(cut -d. -f1 /proc/uptime) + $1))
-        shift
-        until "$@" >/dev/null 2>&1; do
-                [ "$(cut -d. -f1 /proc/uptime)" -lt "$end" ] || return 1
-                sleep 0.2
-        done
-}
-
 # must WHAT COMMAND...: as check, but nothing that follows makes sense without it.
 must() {
         check "$@"
@@ -63,21 +56,13 @@ must() {
         exit 1
 }
 
-# luvfiod in this boot and in later ones.
+# luvfiod in this boot and in later ones; it answers.
 luvfiod_up() {
-        systemctl enable --quiet luvfiod.service luvfiod.socket luvfiod-machine.socket luvfio-plugin-host@vfio-pci.socket
-        systemctl start luvfio-plugin-host@vfio-pci.socket luvfiod.service
+        luvfiod_enable
         wait_for 20 luvfioctl status
 }
 
-machine_field() {
-        luvfioctl machines --json=short | jq -re --arg n "$1" ".machines[] | select(.name == \$n) | .$2"
-}
-
-machine_is() {
-        [ "$(machine_field "$1" state)" = "$2" ]
-}
-
+# update_is STATE
 update_is() {
         luvfioctl status --json=short | jq -e --arg s "$1" '.state == $s' >/dev/null
 }
