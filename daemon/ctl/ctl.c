@@ -119,8 +119,7 @@ static ExitCode run_discard(Ctl *c)
                 return ctl_fail_oom(c);
         code = call_and_print(c, "Discard", parameters, &v, &printed);
         if (code == CTL_DONE && !printed)
-                fprintf(c->out.f, "Machine %s is given up: its devices are safe, its memory is free.\n",
-                        c->options.argument);
+                fprintf(c->out.f, "Machine %s is given up.\n", c->options.argument);
         return code;
 }
 

@@ -384,7 +384,7 @@ SD_VARLINK_DEFINE_INTERFACE(
         &vl_method_History,
         SD_VARLINK_SYMBOL_COMMENT("Shows where an update's time went. Error: NoSuchUpdate"),
         &vl_method_Analyze,
-        SD_VARLINK_SYMBOL_COMMENT("Gives a stranded machine up. Errors: NoSuchMachine, NotStranded, UpdateFailed (its plugin cannot make a device safe)"),
+        SD_VARLINK_SYMBOL_COMMENT("Gives a stranded machine up. Errors: NoSuchMachine, NotStranded, UpdateFailed (its session cannot be finished)"),
         &vl_method_Discard,
         SD_VARLINK_SYMBOL_COMMENT("Forbids updates for as long as the connection lasts; its one reply says that it holds"),
         &vl_method_Inhibit,
