@@ -176,6 +176,14 @@ def wrong_state():
                     state="quiescing",
                 )
             os.close(fd)
+            # Machines stand, and one that comes now would not be among them.
+            raises(
+                MACHINE + "WrongState",
+                lambda: d.machine("Register", {"name": "newcomer"}),
+                machine="newcomer",
+                state="quiescing",
+            )
+            equal(list(d.machines()), ["vm1"], "machines")
             d.host("Abort")
             raises(HOST + "UpdateFailed", lambda: d.drain(update))
         d.wait_machines("running")
@@ -441,6 +449,30 @@ def discard_errors():
         raises(HOST + "NoSuchMachine", lambda: d.host("Discard", {"machine": "nobody"}), machine="nobody")
         raises(HOST + "NotStranded", lambda: d.host("Discard", {"machine": "vm1"}), machine="vm1")
         equal(list(d.machines()), ["vm1"], "machines")
+
+
+@test
+def sacrifice_of_nobody():
+    """NoSuchMachine: --sacrifice of a machine that is not there"""
+    with Daemon() as d:
+        v = d.vmm("vm1")
+        with d.no_leak():
+            for method in ("Check", "Stage", "Update"):
+                for names, bad in ((["nobody"], "nobody"), (["vm1", "vm2"], "vm2"), (["../\u202e"], "../\\xe2\\x80\\xae")):
+                    with d.begin(method, sacrifice=names) as c:
+                        raises(HOST + "NoSuchMachine", lambda c=c: d.drain(c), machine=bad)
+        equal(d.state(), "idle", "state")
+        equal(v.event_names(), ["attached"], "events of a machine that no update touched")
+
+
+@test
+def long_command_line():
+    """BadKernel: a command line that is longer than a kernel takes, from Check too"""
+    with Daemon() as d, d.no_leak():
+        for method in ("Check", "Stage", "Update"):
+            with d.begin(method, commandLine=image.COMMAND_LINE + " " + "x" * 2048) as c:
+                raises(HOST + "BadKernel", lambda c=c: d.drain(c), reason=lambda got: "2047" in got)
+        equal(d.state(), "idle", "state")
 
 
 @test

@@ -54,6 +54,20 @@ def never_comes_back():
 
 
 @test
+def discard_fails():
+    """UpdateFailed: Discard of a machine whose session cannot be finished; it stays stranded, and can be tried again"""
+    with Daemon("--simulate-fail=finish:1", DEADLINE) as d:
+        jump_with(d, ("late",))
+        d.wait_state("idle")
+        e = raises(HOST + "UpdateFailed", lambda: d.host("Discard", {"machine": "late"}), state="idle")
+        tap.contains(e.parameters["reason"], "luvfio-late-", "reason")
+        equal(d.machines()["late"]["state"], "stranded", "late")
+        d.host("Discard", {"machine": "late"})
+        equal(d.machines(), {}, "machines")
+        d.update([d.vmm("late", devices=["0000:00:04.0"])])
+
+
+@test
 def comes_back_late():
     """one comes back after the deadline: it is taken up, with all its RAM"""
     with Daemon(DEADLINE) as d:
