@@ -43,6 +43,7 @@ class Bus:
         self.arguments = []
         self.ports = 0
         self.on_root = 0
+        self.igbs_on_root = 0
         self.on_switch = 0
         self.on_pxb = 0
 
@@ -56,8 +57,14 @@ class Bus:
                     (f",addr={addr:#x}" if addr is not None else ""))
         return f"rp{n}"
 
-    def place(self, where):
+    def place(self, where, driver):
         """Returns the bus= and addr= of one more device."""
+        if where == "root" and driver == "igb":
+            # Its virtual functions are 16 slots above it on the same bus.
+            self.igbs_on_root += 1
+            if self.igbs_on_root > 3:
+                raise Usage("at most 3 igb fit @root")
+            return f"bus=pcie.0,addr={0x05 + self.igbs_on_root - 1:#x}"
         if where == "root":
             self.on_root += 1
             if self.on_root > 8:
@@ -120,7 +127,7 @@ def command(args, out, kernel, initrd, disks, cmdline, environment):
             properties["drive"] = f"drive-{name}"
             properties.setdefault("serial", f"luv{n}")
         options = "".join(f",{k}={v}" if v else f",{k}" for k, v in properties.items())
-        bus.device(f"{driver},id={name},{bus.place(where)}{options}")
+        bus.device(f"{driver},id={name},{bus.place(where, driver)}{options}")
 
     # Its config space carries the marks that scripts set in the trace.
     bus.device("pci-testdev,id=marker,bus=pcie.0,addr=0x1e")
