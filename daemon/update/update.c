@@ -918,6 +918,9 @@ void luv_update_machine_exited(Update *u, Machine *m)
                 /* Its manager may start it again; there is a deadline for that. */
                 if (m->session)
                         luv_machine_release_devices(m);
+                /* Not for one that had come back late. */
+                if (um && um->late && m->state == MACHINE_RESUMING && um->step != STEP_WORKING)
+                        luv_update_strand(um, "its VMM came back late, and ended before its vCPUs ran");
                 return;
         case MACHINE_RUNNING:
                 if (may_be_taken_up(m))

@@ -85,6 +85,29 @@ def comes_back_late():
 
 
 @test
+def comes_back_late_and_dies():
+    """one comes back late and dies: stranded again; the next one finds everything, or it can be discarded"""
+    with Daemon(DEADLINE) as d:
+        jump_with(d, ("again", "never"))
+        d.wait_state("idle")
+        for name in ("again", "never"):
+            v = d.vmm(name, start=False)
+            v.register()
+            v.start_watch()
+            v.register()
+            v.take_back()
+            equal(d.machines()[name]["state"], "resuming", name)
+            v.kill()
+            d.wait_for(lambda n=name: d.machines()[n]["state"] == "stranded", f"{name} is stranded")
+            tap.contains(d.machines()[name]["reason"], "came back late", "reason")
+        v = back(d, "again")
+        v.wait_event("finished")
+        d.host("Discard", {"machine": "never"})
+        equal(list(d.machines()), ["again"], "machines")
+        d.update([v])
+
+
+@test
 def nobody_comes_back():
     """none comes back; then all do"""
     with Daemon(DEADLINE) as d:
