@@ -2,6 +2,8 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/capability.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
@@ -223,6 +225,7 @@ static void gather_host(Preflight *p)
         else
                 f->history_free = (uint64_t) s.f_bavail * s.f_frsize;
 
+        f->may_noiommu = prctl(PR_CAPBSET_READ, CAP_SYS_RAWIO) == 1;
         groups = opendir("/sys/kernel/iommu_groups");
         if (groups) {
                 struct dirent *e;

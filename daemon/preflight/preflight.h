@@ -78,6 +78,7 @@ typedef struct PreflightFacts {
         char **lost_stores;    /* units whose fd stores would be lost */
         bool drain_target_missing;
         size_t n_iommu_groups;
+        bool may_noiommu; /* have devices without an IOMMU: CAP_SYS_RAWIO */
 } PreflightFacts;
 
 void luv_preflight_facts_done(PreflightFacts *f);

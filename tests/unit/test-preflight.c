@@ -330,6 +330,8 @@ START_TEST(devices)
         expect(&f, "iommu-off", SEVERITY_BLOCKER, NULL, NULL);
         /* no-IOMMU mode: nothing is as it should be, and nothing becomes worse */
         d.preserved = 7;
+        expect(&f, "iommu-off", SEVERITY_BLOCKER, NULL, NULL);
+        f.may_noiommu = true;
         expect(&f, "iommu-off", SEVERITY_WARNING, NULL, NULL);
 }
 END_TEST
