@@ -4,7 +4,9 @@
 
 void luv_check_iommu(const PreflightFacts *f, Findings *r)
 {
-        FindingSubject s = { .remedy = "Turn the IOMMU on in the firmware and on the kernel's command line." };
+        FindingSubject s = {
+                .remedy = "Turn the IOMMU on in the firmware and on the kernel's command line."
+        };
         size_t running = 0;
 
         if (f->simulated || f->n_devices == 0 || f->n_iommu_groups > 0)
@@ -20,7 +22,8 @@ void luv_check_iommu(const PreflightFacts *f, Findings *r)
         /* VFIO's no-IOMMU mode: nothing is isolated, ever, and the update changes nothing of it. */
         if (f->may_noiommu) {
                 luv_warning(r, "iommu-off", &s,
-                            "The IOMMU is off on this host: devices of machines can write anywhere, which is "
+                            "The IOMMU is off on this host: devices of machines can write anywhere, which "
+                            "is "
                             "for tests only");
                 return;
         }
