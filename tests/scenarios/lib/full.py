@@ -42,7 +42,7 @@ def overlay():
     (tree / "usr/lib/systemd/system").mkdir(parents=True)
     installed = Path(scenario.TREE)
     library = next(installed.glob("usr/lib/**/libluvfio.so")).parent
-    compile_c("rogue-vmm.c", tree / "usr/lib/rogue/rogue-vmm", f"-I{installed}/usr/include", f"-L{library}",
+    compile_c("rogue-vmm.c", tree / "usr/lib/rogue/rogue-vmm", HERE / "rogue-igb.c", f"-I{installed}/usr/include", f"-L{library}",
               "-lluvfio", "-lsystemd", "-pthread")
     compile_c("legacy-kexec.c", tree / "usr/lib/rogue/legacy-kexec", "-static")
     compile_c("eio.c", tree / "usr/lib/rogue/eio.so", "-shared", "-fPIC")

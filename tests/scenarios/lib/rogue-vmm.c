@@ -14,7 +14,11 @@
  *
  * Each thing that happens is a line "NAME: what" on stdout.
  *
- *     rogue-vmm NAME [--device BDF]... [--ram MIB] [--holes MIB] [--socket PATH]
+ *     rogue-vmm NAME [--device BDF]... [--igb BDF] [--ram MIB] [--holes MIB] [--socket PATH]
+ *
+ * The igb of --igb does DMA all the time, see rogue-igb.h, and needs a host without an IOMMU. Marks in
+ * QEMU's trace: 1 before Committed, 10 before the first thing that is done to it after the jump.
+ *
  *     rogue-vmm --hold BDF       opens the device and holds it, without a word to luvfiod; "kvm": a KVM
  * machine rogue-vmm --claim NAME     tries to take the machine of that name; the exit code is 0 if that was
  * refused
@@ -44,6 +48,17 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "rogue-igb.h"
+
+/* Newer than the headers that this is compiled with. */
+struct ioas_noiommu_get_pa {
+        uint32_t size, flags, ioas_id, reserved;
+        uint64_t iova, length, out_phys;
+};
+#define IOAS_NOIOMMU_GET_PA _IO(IOMMUFD_TYPE, 0x95)
+
+#define RAM_IOVA UINT64_C(0x100000000)
+#define IGB_IOVA UINT64_C(0x200000000)
 #define DEVICES_MAX 4
 #define PAGE 4096u
 
@@ -53,6 +68,7 @@ typedef struct Device {
         int fd;
         int event[VFIO_PCI_NUM_IRQS];
         uint32_t id;
+        bool receives; /* it is the machine's igb that does DMA all the time */
 } Device;
 
 typedef struct State {
@@ -67,11 +83,13 @@ typedef struct Vmm {
         int iommu;
         uint32_t ioas;
         uint64_t ram_size, hole_size;
-        int ram_fd, hole_fd;
+        int ram_fd, hole_fd, igb_fd;
         uint8_t *ram;
+        Igb *igb;
+        void *igb_registers;
         atomic_bool run, writing, stamp;
         uint64_t counter;
-        bool resumed, taken_back;
+        bool resumed, taken_back, has_igb;
 } Vmm;
 
 #define STATE_MAGIC UINT64_C(0x726f6775653031)
@@ -149,6 +167,8 @@ static void *writer(void *userdata)
                                 x ^= x << 17;
                                 v->counter++;
                                 memcpy(v->ram + (x % (v->ram_size / PAGE - 1)) * PAGE, &v->counter, 8);
+                                if (v->igb && !igb_take(v->igb, v->igb_registers))
+                                        die(v, "igb", ENODATA);
                         }
                         atomic_store(&v->writing, false);
                         usleep(1000);
@@ -179,7 +199,7 @@ static int open_cdev(const char *bdf)
         if (!d)
                 return -errno;
         while (fd < 0 && (e = readdir(d)))
-                if (strncmp(e->d_name, "vfio", 4) == 0) {
+                if (e->d_name[0] != '.') {
                         snprintf(path, sizeof(path), "/dev/vfio/devices/%s", e->d_name);
                         fd = open(path, O_RDWR | O_CLOEXEC);
                         if (fd < 0)
@@ -190,20 +210,32 @@ static int open_cdev(const char *bdf)
         return fd == -1 ? -ENOENT : fd;
 }
 
+static struct vfio_region_info region_of(Vmm *v, Device *d, unsigned index)
+{
+        struct vfio_region_info region = { .argsz = sizeof(region), .index = index };
+
+        if (ioctl(d->fd, VFIO_DEVICE_GET_REGION_INFO, &region) < 0)
+                die(v, "VFIO_DEVICE_GET_REGION_INFO", errno);
+        return region;
+}
+
 static void bind_device(Vmm *v, Device *d)
 {
         struct vfio_device_bind_iommufd bind = { .argsz = sizeof(bind), .iommufd = v->iommu };
         struct vfio_device_attach_iommufd_pt attach = { .argsz = sizeof(attach), .pt_id = v->ioas };
-        uint16_t command;
 
         if (ioctl(d->fd, VFIO_DEVICE_BIND_IOMMUFD, &bind) < 0)
                 die(v, "VFIO_DEVICE_BIND_IOMMUFD", errno);
         if (ioctl(d->fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach) < 0)
                 die(v, "VFIO_DEVICE_ATTACH_IOMMUFD_PT", errno);
-        /* Memory decoding and bus mastering, as any guest has them. */
-        struct vfio_region_info region = { .argsz = sizeof(region), .index = VFIO_PCI_CONFIG_REGION_INDEX };
-        if (ioctl(d->fd, VFIO_DEVICE_GET_REGION_INFO, &region) < 0)
-                die(v, "VFIO_DEVICE_GET_REGION_INFO", errno);
+}
+
+/* Memory decoding and bus mastering, as any guest has them. */
+static void enable_device(Vmm *v, Device *d)
+{
+        struct vfio_region_info region = region_of(v, d, VFIO_PCI_CONFIG_REGION_INDEX);
+        uint16_t command;
+
         if (pread(d->fd, &command, 2, (off_t) region.offset + 4) != 2)
                 die(v, "config read", errno);
         command |= 6;
@@ -268,6 +300,21 @@ static void interrupts(Vmm *v, bool running)
         }
 }
 
+static void map_memory(Vmm *v, const void *memory, uint64_t size, uint64_t iova)
+{
+        struct iommu_ioas_map map = {
+                .size = sizeof(map),
+                .flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_WRITEABLE | IOMMU_IOAS_MAP_READABLE,
+                .ioas_id = v->ioas,
+                .user_va = (uintptr_t) memory,
+                .length = size,
+                .iova = iova,
+        };
+
+        if (ioctl(v->iommu, IOMMU_IOAS_MAP, &map) < 0)
+                die(v, "IOMMU_IOAS_MAP", errno);
+}
+
 static void open_iommu(Vmm *v)
 {
         struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
@@ -278,16 +325,72 @@ static void open_iommu(Vmm *v)
         if (ioctl(v->iommu, IOMMU_IOAS_ALLOC, &alloc) < 0)
                 die(v, "IOMMU_IOAS_ALLOC", errno);
         v->ioas = alloc.out_ioas_id;
-        struct iommu_ioas_map map = {
-                .size = sizeof(map),
-                .flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_WRITEABLE | IOMMU_IOAS_MAP_READABLE,
+        map_memory(v, v->ram, v->ram_size, RAM_IOVA);
+        if (v->igb)
+                map_memory(v, v->igb, IGB_SIZE, IGB_IOVA);
+}
+
+/* The igb that does DMA all the time. */
+
+static void igb_map(Vmm *v)
+{
+        v->igb = mmap(NULL, IGB_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, v->igb_fd, 0);
+        if (v->igb == MAP_FAILED)
+                die(v, "mmap", errno);
+}
+
+static void igb_map_registers(Vmm *v, Device *d)
+{
+        struct vfio_region_info region = region_of(v, d, VFIO_PCI_BAR0_REGION_INDEX);
+
+        v->igb_registers = mmap(NULL, region.size, PROT_READ | PROT_WRITE, MAP_SHARED, d->fd,
+                                (off_t) region.offset);
+        if (v->igb_registers == MAP_FAILED)
+                die(v, "mmap of BAR 0", errno);
+}
+
+static uint64_t igb_physical(Vmm *v, size_t page)
+{
+        struct ioas_noiommu_get_pa get = {
+                .size = sizeof(get),
                 .ioas_id = v->ioas,
-                .user_va = (uintptr_t) v->ram,
-                .length = v->ram_size,
-                .iova = 0x100000000,
+                .iova = IGB_IOVA + page * PAGE,
+                .length = PAGE,
         };
-        if (ioctl(v->iommu, IOMMU_IOAS_MAP, &map) < 0)
-                die(v, "IOMMU_IOAS_MAP", errno);
+
+        if (ioctl(v->iommu, IOAS_NOIOMMU_GET_PA, &get) < 0)
+                die(v, "IOMMU_IOAS_NOIOMMU_GET_PA", errno);
+        return get.out_phys;
+}
+
+static void igb_make(Vmm *v, Device *d)
+{
+        for (size_t i = 0; i <= IGB_RING; i++)
+                v->igb->physical[i] = igb_physical(v, i);
+        igb_map_registers(v, d);
+        igb_start(v->igb, v->igb_registers);
+        say(v, "igb %s has its ring at 0x%" PRIx64, d->bdf, v->igb->physical[0]);
+}
+
+/* Its device has run on: nobody has told it anything, and its memory is where it was. */
+static void igb_take_back(Vmm *v, Device *d, enum luvfio_outcome outcome)
+{
+        unsigned waiting;
+
+        if (outcome != LUVFIO_OUTCOME_RUNNING)
+                die(v, "the igb did not run on", ENODEV);
+        waiting = igb_waiting(v->igb);
+        igb_map_registers(v, d);
+        for (size_t i = 0; i <= IGB_RING; i++)
+                if (v->igb->physical[i] != igb_physical(v, i))
+                        die(v, "the igb's memory has moved", EFAULT);
+        if (!igb_is_as_it_was(v->igb, v->igb_registers))
+                die(v, "the igb is not as it was", EIO);
+        if (system("/usr/local/bin/mark 10") != 0)
+                die(v, "mark", EIO);
+        if (!igb_take(v->igb, v->igb_registers))
+                die(v, "a frame is missing", ENODATA);
+        say(v, "igb ran on, %u frames came meanwhile", waiting);
 }
 
 /* Machine. */
@@ -309,6 +412,8 @@ static void map_ram(Vmm *v)
 
 static void make(Vmm *v)
 {
+        const struct luvfio_fd *info;
+
         v->ram_fd = memfd_create("ram", MFD_CLOEXEC);
         if (v->ram_fd < 0 || ftruncate(v->ram_fd, (off_t) v->ram_size) < 0)
                 die(v, "memfd", errno);
@@ -326,6 +431,14 @@ static void make(Vmm *v)
         }
         if (v->n_devices == 0)
                 return;
+        if (v->has_igb) {
+                v->igb_fd = memfd_create("igb", MFD_CLOEXEC);
+                if (v->igb_fd < 0 || ftruncate(v->igb_fd, IGB_SIZE) < 0)
+                        die(v, "memfd", errno);
+                igb_map(v);
+                must(v, "preserve igb",
+                     luvfio_preserve(v->luvfio, "igb", LUVFIO_KIND_MEMFD, v->igb_fd, NULL));
+        }
         open_iommu(v);
         must(v, "preserve iommu", luvfio_preserve(v->luvfio, "iommu", LUVFIO_KIND_IOMMUFD, v->iommu, NULL));
         for (size_t i = 0; i < v->n_devices; i++) {
@@ -335,16 +448,23 @@ static void make(Vmm *v)
                 if (d->fd < 0)
                         die(v, d->bdf, -d->fd);
                 bind_device(v, d);
+                enable_device(v, d);
+                if (d->receives)
+                        igb_make(v, d);
                 must(v, "preserve device",
-                     luvfio_preserve(v->luvfio, d->name, LUVFIO_KIND_VFIO, d->fd, NULL));
+                     luvfio_preserve(v->luvfio, d->name, LUVFIO_KIND_VFIO, d->fd, &info));
+                say(v, "outcome of %s: %s", d->bdf, luvfio_outcome_to_string(info->outcome));
         }
 }
 
-static int take(Vmm *v, const char *name)
+static int take(Vmm *v, const char *name, enum luvfio_outcome *ret_outcome)
 {
-        int fd = luvfio_retrieve(v->luvfio, name, NULL);
+        const struct luvfio_fd *info;
+        int fd = luvfio_retrieve(v->luvfio, name, &info);
 
         must(v, name, fd);
+        if (ret_outcome)
+                *ret_outcome = info->outcome;
         return fd;
 }
 
@@ -355,12 +475,12 @@ static void take_back(Vmm *v)
         uint64_t h, stamp;
         int fd;
 
-        v->ram_fd = take(v, "ram");
+        v->ram_fd = take(v, "ram", NULL);
         if (fstat(v->ram_fd, &st) < 0)
                 die(v, "fstat", errno);
         v->ram_size = (uint64_t) st.st_size;
         map_ram(v);
-        fd = take(v, "state");
+        fd = take(v, "state", NULL);
         if (pread(fd, &state, sizeof(state), 0) != sizeof(state) || state.magic != STATE_MAGIC)
                 die(v, "state", EBADMSG);
         close(fd);
@@ -372,15 +492,27 @@ static void take_back(Vmm *v)
         memset(v->ram + v->ram_size - PAGE, 0, 8);
         v->counter = state.counter;
         if (luvfio_find_fd(v->luvfio, "holes")) {
-                v->hole_fd = take(v, "holes");
+                v->hole_fd = take(v, "holes", NULL);
                 (void) close(v->hole_fd);
         }
         if (v->n_devices == 0)
                 return;
+        if (luvfio_find_fd(v->luvfio, "igb")) {
+                v->igb_fd = take(v, "igb", NULL);
+                igb_map(v);
+        }
         open_iommu(v);
         for (size_t i = 0; i < v->n_devices; i++) {
-                v->devices[i].fd = take(v, v->devices[i].name);
-                bind_device(v, &v->devices[i]);
+                Device *d = &v->devices[i];
+                enum luvfio_outcome outcome;
+
+                d->fd = take(v, d->name, &outcome);
+                say(v, "outcome of %s: %s", d->bdf, luvfio_outcome_to_string(outcome));
+                bind_device(v, d);
+                if (d->receives)
+                        igb_take_back(v, d, outcome);
+                else
+                        enable_device(v, d);
         }
 }
 
@@ -392,6 +524,9 @@ static void hand_over_again(Vmm *v)
         if (!v->ram || luvfio_find_fd(v->luvfio, "ram"))
                 return;
         must(v, "preserve ram", luvfio_preserve(v->luvfio, "ram", LUVFIO_KIND_MEMFD, v->ram_fd, NULL));
+        if (v->igb)
+                must(v, "preserve igb",
+                     luvfio_preserve(v->luvfio, "igb", LUVFIO_KIND_MEMFD, v->igb_fd, NULL));
         if (v->n_devices > 0)
                 must(v, "preserve iommu",
                      luvfio_preserve(v->luvfio, "iommu", LUVFIO_KIND_IOMMUFD, v->iommu, NULL));
@@ -457,6 +592,8 @@ static void on_commit(struct luvfio *l, const struct luvfio_event *e, void *user
                 return;
         if (ordered(v, "late-commit"))
                 usleep(500000);
+        if (v->igb && system("/usr/local/bin/mark 1") != 0)
+                die(v, "mark", EIO);
         if (luvfio_committed(l) < 0)
                 say(v, "not committed: %s", luvfio_get_error(l));
         else if (ordered(v, "run-after-commit"))
@@ -567,13 +704,18 @@ int main(int argc, char *argv[])
                 .resume = on_resume,
                 .finished = on_finished,
         };
-        Vmm v = { .name = argc > 1 ? argv[1] : NULL, .ram_size = 16 << 20, .ram_fd = -1, .hole_fd = -1 };
+        Vmm v = { .name = argc > 1 ? argv[1] : NULL,
+                  .ram_size = 16 << 20,
+                  .ram_fd = -1,
+                  .hole_fd = -1,
+                  .igb_fd = -1 };
         pthread_t thread;
         int state;
 
         if (!v.name || (v.name[0] == '-' && argc != 3)) {
-                fprintf(stderr, "Usage: rogue-vmm NAME [--device BDF]... [--ram MIB] [--holes MIB]\n"
-                                "       rogue-vmm --hold BDF|kvm | --claim NAME\n");
+                fprintf(stderr,
+                        "Usage: rogue-vmm NAME [--device BDF]... [--igb BDF] [--ram MIB] [--holes MIB]\n"
+                        "       rogue-vmm --hold BDF|kvm | --claim NAME\n");
                 return 2;
         }
         if (strcmp(v.name, "--hold") == 0)
@@ -581,10 +723,13 @@ int main(int argc, char *argv[])
         if (strcmp(v.name, "--claim") == 0)
                 return claim(argv[2]);
         for (int i = 2; i + 1 < argc; i += 2)
-                if (strcmp(argv[i], "--device") == 0 && v.n_devices < DEVICES_MAX) {
+                if ((strcmp(argv[i], "--device") == 0 || (strcmp(argv[i], "--igb") == 0 && !v.has_igb)) &&
+                    v.n_devices < DEVICES_MAX) {
                         Device *d = &v.devices[v.n_devices];
 
                         d->bdf = argv[i + 1];
+                        d->receives = strcmp(argv[i], "--igb") == 0;
+                        v.has_igb = v.has_igb || d->receives;
                         snprintf(d->name, sizeof(d->name), "device%zu", v.n_devices++);
                         for (unsigned k = 0; k < VFIO_PCI_NUM_IRQS; k++)
                                 d->event[k] = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
