@@ -49,6 +49,13 @@ def verdict(out, result):
          "its device works: " + ", ".join(f"{d['driver']} {d['bdf']}, {d.get('rounds', 0)} rounds of DMA compared"
                                           for d in devices),
          "its device does not work")
+    before = (out / "before.out").read_text(errors="replace") if (out / "before.out").exists() else ""
+    for name, outcome in resumed.get("outcomes", {}).items():
+        if name.startswith("vfio-"):
+            need(outcome != "reset" or "will be reset on the way" in before,
+                 "its device ran on" if outcome == "running" else
+                 "its device was reset on the way, as luvfioctl check had said: it is behind an IOMMU",
+                 "its device was reset, and luvfioctl check had not said so")
     try:
         report = json.loads((out / "files/analyze.json").read_text())
         report = report.get("report", report)

@@ -67,6 +67,13 @@ for vm in vm-igb vm-nvme; do
         check "$vm runs" wait_for 10 machine_is $vm running
 done
 check "nothing blocks an update" luvfioctl check /boot/vmlinuz-b
+luvfioctl check /boot/vmlinuz-b >/tmp/check
+for d in $(bdf igb) $(bdf nvme); do
+        check "check says that $d will be reset, and why" grep -q "Device $d of machine .* will be reset on the way: it is behind an IOMMU" /tmp/check
+        check "check says what is preserved of $d" grep -q "Of device $d .* preserves: owner; not: state, dma, iommu" /tmp/check
+        check "the promise is as modest" sh -c "luvfioctl devices --json=short | jq -e '.devices[] | select(.address == \"$d\") | .promise == \"reset\" and .preserved == [\"owner\"]'"
+done
+check "so is Describe's" sh -c 'luvfioctl status | grep "vfio reset"'
 check "a dry run" luvfioctl update /boot/vmlinuz-b --dry-run
 check "both run on" sh -c 'luvfioctl machines --json=short | jq -e "[.machines[].state] == [\"running\", \"running\"]"'
 uname -r >/var/log/before
