@@ -48,6 +48,8 @@ for vm in swapped taken; do
         refused "$vm: a VMM may not have it" 1 'FAILED|tranded' sh -c "systemctl restart rogue@$vm; sleep 2; tail -n 3 /var/log/rogue-$vm.log; exit 1"
         check "$vm is still stranded" machine_is $vm stranded
 done
+nvme=$(sed 's/.*--device //' /etc/rogue/swapped.env)
+check "the kernel blocks the swapped device, and luvfioctl shows it" sh -c "luvfioctl devices | grep '$nvme.*incoming, blocked by identity'"
 check "result: stranded" sh -c 'luvfioctl history --json=short | jq -e ".updates[0].result == \"stranded\""'
 check "status says so" sh -c 'luvfioctl status | grep -i stranded'
 refused "no update over stranded machines" 3 'stranded' luvfioctl update /boot/vmlinuz-a
