@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# scenario: a device that was swapped, moved, changed or taken out during the jump is refused, and it does no DMA
+# timeout: 600
+
+import re
+import sys
+from pathlib import Path
+
+LIB = Path(__file__).resolve().parent / "lib"
+sys.path.insert(0, str(LIB))
+import running  # noqa: E402 pylint: disable=wrong-import-position
+from running import scenario  # noqa: E402 pylint: disable=wrong-import-position
+
+# Each behind a root port of its own: rp0, rp1... And one more port, with nothing in it.
+DEVICES = ["igb", "nvme", "nvme", "e1000e,mac=52:54:00:6c:76:01@root-port", "igb", "e1000e,mac=52:54:00:6c:76:02@root-port", "igb"]
+EMPTY = "pcie-root-port,chassis=50,slot=50"
+# What happens to them at the jump, and what the kernel is to say of each that is not gone.
+CHANGES = {
+    "swapped": ("rp1:nvme0=virtio-rng-pci", r"\[1af4:1044\].* is not the device that was preserved: \[1b36:0010\]"),
+    "gone": ("rp2:nvme1", None),
+    "another one of its kind": ("rp3:e1000e0=e1000e,mac=52:54:00:6c:77:01",
+                                r"\[8086:10d3\].* serial (\S+) is not the device .*: \[8086:10d3\].* serial (?!\1)\S+"),
+    "moved": ("rp4:igb1=igb,netdev=net-igb1,mac=52:54:00:6c:75:01@pcie-root-port0", None),
+    "changed": ("rp5:e1000e1=e1000e,mac=52:54:00:6c:76:02,subsys=4660",
+                r"subsystem \[8086:1234\] class (\S+) revision (\S+) serial (\S+) is not the device .*"
+                r" subsystem \[8086:0000\] class \1 revision \2 serial \3"),
+    # These have no serial numbers. But it can be seen that it does not run.
+    "alike": ("rp6:igb2=igb,netdev=net-igb2,mac=52:54:00:6c:77:02", "its BARs are not as they were"),
+}
+
+BEFORE = """
+set -e
+cd /st/vfio
+devices="$(bdf igb 1) $(bdf nvme 1) $(bdf nvme 2) $(bdf 8086:10d3 1) $(bdf igb 2) $(bdf 8086:10d3 2) $(bdf igb 3)"
+vfio-bind $devices
+for d in $devices; do ./vfio_pci_running_test -s 1 $d & done
+wait
+ls -d /sys/bus/pci/devices/*
+exec jump -a "where=$(echo $devices | tr ' ' ,)" /boot/vmlinuz-b
+"""
+
+AFTER = """
+dmesg | grep -F liveupdate:
+set -- $(sed 's/.*where=\\([^ ]*\\).*/\\1/; s/,/ /g' /proc/cmdline)
+good=$1
+shift
+cd /st/vfio
+for d; do
+        at=/sys/bus/pci/devices/$d
+        echo "## $d"
+        if [ -e $at ]; then
+                echo "blocked by $(cat $at/liveupdate/blocked_by)"
+                echo "command $(od -An -tx2 -j4 -N2 $at/config)"
+        else
+                echo "nothing there"
+        fi
+        if [ -e $at ]; then
+                vfio-bind $d
+                dmesg | tail -n 1
+        fi
+        ./vfio_pci_running_test -s 2 $d
+        dmesg | tail -n 4
+        [ -e $at ] && echo "command $(od -An -tx2 -j4 -N2 $at/config)"
+done
+echo "## moved to"
+for d in /sys/bus/pci/devices/*; do
+        if [ "$(cat $d/device)" = 0x10c9 ] && [ "$(cat $d/liveupdate/state)" = none ]; then
+                vfio-bind ${d##*/} && echo "${d##*/} is like any other"
+        fi
+done
+echo "## $good"
+./vfio_pci_running_test -s 2 $good
+"""
+
+
+def dma(text):
+    """Whether it could do DMA before or after somebody wanted to have it."""
+    commands = re.findall(r"^command\s+(\w{4})$", text, re.MULTILINE)
+    return len(commands) != 2 or any(int(c, 16) & 4 for c in commands)
+
+
+def changes():
+    outside = running.OUT / "outside.sh"
+    arguments = " ".join(f"'{what}'" for what, _ in CHANGES.values())
+    outside.write_text(f"#!/bin/sh\n{running.frames()} & p=$!\ntrap 'kill $p' TERM\n"
+                       f"{LIB}/swap-device {arguments} || exit 1\nwait\n")
+    outside.chmod(0o755)
+    devices = [x for d in DEVICES + [EMPTY] for x in ("--device", d)]
+    r = running.host("wrong", *devices, "--qemu=-global", "--qemu=ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
+                     "--trace", "none", "--outside", outside, "sh:" + BEFORE, "sh:" + AFTER)
+    after = r.output("after")
+    scenario.ok(r.ok, "six devices change during the jump, another one does not", r.why())
+    scenario.ok(not r.splats(), "the kernels complain of nothing", "\n".join(r.splats()[:20]))
+    sections = re.findall(r"^## (\S.*)\n((?:(?!## ).*\n)*)", after, re.MULTILINE)
+    if not scenario.ok(len(sections) == len(DEVICES) + 1, "all were looked at", after):
+        return
+    for (name, (_, message)), (bdf, text) in zip(CHANGES.items(), sections):
+        if message:
+            scenario.ok(re.search(rf"{bdf}: liveupdate: .*{message}", after) and "blocked by identity" in text,
+                        f"{name}: it is recognised", after)
+            scenario.ok(not dma(text), f"{name}: it cannot do DMA", text)
+            scenario.ok("it is not the device that was preserved" in text and "was not bound" in text,
+                        f"{name}: no driver binds to it", text)
+            scenario.ok("Stale file handle" in text and "PASSED" not in text, f"{name}: it is not given out", text)
+        else:
+            scenario.ok("nothing there" in text, f"{name}: it is not where it was", text)
+            scenario.ok("No such device" in text and "PASSED" not in text, f"{name}: it is not given out", text)
+    scenario.ok("is like any other" in sections[-2][1], "where it was moved to it is a device like any other", after)
+    scenario.ok("none is missing" in sections[-1][1] and "TEST PASSED" in sections[-1][1], "that one does not notice",
+                sections[-1][1])
+
+
+# What is on a root bus cannot be taken out. But the record of what it was can be changed: once so that it is of another
+# revision, and in the second jump so that it is damaged.
+RECORD_BEFORE = """
+set -e
+cd /st/vfio
+vfio-bind $(bdf edu) $(bdf nvme)
+for d in $(bdf edu) $(bdf nvme); do ./vfio_pci_running_test -s 1 $d; done
+exec jump /boot/vmlinuz-b
+"""
+
+RECORD_AFTER = """
+cd /st/vfio
+edu=$(bdf edu)
+dmesg | grep -F liveupdate:
+echo "blocked by $(cat /sys/bus/pci/devices/$edu/liveupdate/blocked_by)"
+echo "command $(od -An -tx2 -j4 -N2 /sys/bus/pci/devices/$edu/config)"
+vfio-bind $edu
+./vfio_pci_running_test -s 2 $edu
+echo "command $(od -An -tx2 -j4 -N2 /sys/bus/pci/devices/$edu/config)"
+./vfio_pci_running_test -s 2 $(bdf nvme)
+./vfio_pci_running_test -s 1 $(bdf nvme)
+exec jump /boot/vmlinuz-a
+"""
+
+
+def record():
+    r = running.host("record", "--device", "edu", "--device", "nvme", "--trace", "none", "--outside", LIB / "edit-record",
+                     "sh:" + RECORD_BEFORE, "sh:" + RECORD_AFTER, "sh:true")
+    after = r.output("after")
+    scenario.ok(re.search(r"revision 10 serial \S+ is not the device that was preserved: .* revision 11 ", after) and
+                "blocked by identity" in after, "a device on the root bus is not of the revision that it was: recognised", after)
+    scenario.ok(not dma(after), "it cannot do DMA", after)
+    scenario.ok("was not bound" in after and "Stale file handle" in after, "it is neither bound nor given out", after)
+    scenario.ok(after.count("TEST PASSED") == 1, "another one does not notice", after)
+    scenario.ok(r.json.get("verdict") == "panic" and
+                re.search(r"Kernel panic - not syncing: PCI: liveupdate: cannot read which devices were preserved", r.serial()),
+                "if the record is damaged, the kernel panics", r.why())
+
+
+changes()
+record()
+scenario.done()
