@@ -280,7 +280,7 @@ static int check_identity(const struct luvfio_host *host, struct luvfio_device *
         return 0;
 }
 
-/* The kernel compares more than we do: the bridges above the device, too. */
+/* The kernel compares more than we do: whether the BARs have kept their addresses, the bridges above. */
 static int check_not_blocked(const struct luvfio_host *host, struct luvfio_device *device)
 {
         char by[32];
@@ -288,10 +288,9 @@ static int check_not_blocked(const struct luvfio_host *host, struct luvfio_devic
         if (host->attr_read(device, "liveupdate/blocked_by", by, sizeof(by)) < 0 ||
             strcmp(by, "identity") != 0)
                 return 0;
-        return host->set_reason(
-                        device, -ESTALE,
-                        "the kernel blocks it: it is not the device that was preserved, or the bridge "
-                        "above it is not");
+        return host->set_reason(device, -ESTALE,
+                                "the kernel blocks it: it is not the device that was preserved, it has lost "
+                                "its BARs, or the bridge above it is another");
 }
 
 /* Gives the device to vfio-pci, which has to be the only one that can take it. */
