@@ -115,7 +115,7 @@ static SD_VARLINK_DEFINE_STRUCT_TYPE(
         SD_VARLINK_DEFINE_FIELD(id, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),
         SD_VARLINK_FIELD_COMMENT("Driver bound now."),
         SD_VARLINK_DEFINE_FIELD(driver, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),
-        SD_VARLINK_FIELD_COMMENT("Plugin that answers for it."),
+        SD_VARLINK_FIELD_COMMENT("Plugin that answers for it, once a check or an update has asked."),
         SD_VARLINK_DEFINE_FIELD(plugin, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),
         SD_VARLINK_FIELD_COMMENT("What the plugin promises over the jump: reset, running, latched."),
         SD_VARLINK_DEFINE_FIELD(promise, SD_VARLINK_STRING, SD_VARLINK_NULLABLE),
