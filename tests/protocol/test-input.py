@@ -299,10 +299,10 @@ def never_reads():
         monitor.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         monitor.send(HOST + "Monitor", {}, more=True)
         stalled.append(monitor)
-        # Everybody else is served.
+        # Everybody else is served, at some time: the machine that this runs on may be busy.
         begin = time.monotonic()
         d.host("Describe")
-        true(time.monotonic() - begin < 10, "Describe took longer because of those who do not read")
+        true(time.monotonic() - begin < 60, "Describe took longer because of those who do not read")
         # An update with a VMM that does not read its events: that one is named, the others run on.
         e = tap.raises(HOST + "UpdateFailed", lambda: d.jump(deadlineUSec=500000), machine="mute")
         tap.contains(e.parameters["reason"], "mute", "reason")
