@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 # scenario: a live update that is refused leaves running devices as they were; many in a row lose nothing
-# timeout: 900
+# timeout: 3600
 
 import re
 import sys
