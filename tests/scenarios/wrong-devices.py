@@ -85,7 +85,7 @@ def changes():
     outside = running.OUT / "outside.sh"
     arguments = " ".join(f"'{what}'" for what, _ in CHANGES.values())
     outside.write_text(f"#!/bin/sh\n{running.frames()} & p=$!\ntrap 'kill $p' TERM\n"
-                       f"{LIB}/swap-device {arguments} || exit 1\nwait\n")
+                       f"{LIB}/swap-device {arguments} || {{ kill $p; exit 1; }}\nwait\n")
     outside.chmod(0o755)
     devices = [x for d in DEVICES + [EMPTY] for x in ("--device", d)]
     r = running.host("wrong", *devices, "--qemu=-global", "--qemu=ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
