@@ -28,13 +28,7 @@ igb=$(bdf igb 1) other=$(bdf igb 2)
 """
 
 BEFORE = COMMON + r"""
-mkdir -p /etc/systemd/system/luvfiod.service.d
-cat >/etc/systemd/system/luvfiod.service.d/deadline.conf <<END
-[Service]
-ExecStart=
-ExecStart=$(systemctl cat luvfiod | sed -n 's/^ExecStart=//p' | tail -n 1) --resume-deadline=10
-END
-systemctl daemon-reload
+resume_deadline 10
 luvfiod_up
 vfio-bind $igb $other
 must "machine with an igb" vmm runs --igb $igb

@@ -12,13 +12,7 @@ import full  # noqa: E402 pylint: disable=wrong-import-position
 from full import scenario  # noqa: E402 pylint: disable=wrong-import-position
 
 BEFORE = r"""
-mkdir -p /etc/systemd/system/luvfiod.service.d
-cat >/etc/systemd/system/luvfiod.service.d/deadline.conf <<END
-[Service]
-ExecStart=
-ExecStart=$(systemctl cat luvfiod | sed -n 's/^ExecStart=//p' | tail -n 1) --resume-deadline=10
-END
-systemctl daemon-reload
+resume_deadline 10
 luvfiod_up
 igb=$(bdf igb) nvme=$(bdf nvme 1) gone=$(bdf nvme 2)
 vfio-bind $igb $nvme $gone
