@@ -219,26 +219,27 @@ static void raise_limits(void)
 /*
  * For the group that may talk to luvfiod, if it was made. Done here also for sockets that the service
  * manager made: it would fork a process for each and look at its end only when it has started everything
- * that is ready, and after a jump machines stand meanwhile.
+ * that is ready, and after a jump machines stand meanwhile. A simulation may be anybody's, and is then its
+ * user's alone.
  */
-static int give_to_group(const char *path)
+static int give_to_group(const Manager *m, const char *path)
 {
         struct group *g = getgrnam("luvfio");
 
         if (chmod(path, 0660) < 0)
                 return luv_log_error(negative_errno(), "The mode of %s cannot be set", path);
-        if (g && chown(path, (uid_t) -1, g->gr_gid) < 0)
+        if (g && chown(path, (uid_t) -1, g->gr_gid) < 0 && !(errno == EPERM && m->options->simulate))
                 luv_log_error(negative_errno(), "%s cannot be given to the group luvfio", path);
         return 0;
 }
 
-static int make_socket(const char *runtime_dir, const char *name)
+static int make_socket(const Manager *m, const char *name)
 {
         struct sockaddr_un address = { .sun_family = AF_UNIX };
         _cleanup_free_ char *path = NULL;
         _cleanup_close_ int fd = -EBADF;
 
-        path = luv_strf("%s/%s", runtime_dir, name);
+        path = luv_strf("%s/%s", m->options->runtime_dir, name);
         if (!path)
                 return -ENOMEM;
         if (strlen(path) >= sizeof(address.sun_path))
@@ -252,32 +253,32 @@ static int make_socket(const char *runtime_dir, const char *name)
                 return luv_log_error(negative_errno(), "%s cannot be removed", path);
         if (bind(fd, (struct sockaddr *) &address, sizeof(address)) < 0)
                 return luv_log_error(negative_errno(), "%s cannot be made", path);
-        if (give_to_group(path) < 0)
+        if (give_to_group(m, path) < 0)
                 return -EACCES;
         if (listen(fd, LISTEN_BACKLOG) < 0)
                 return luv_log_error(negative_errno(), "%s", path);
         return TAKE_FD(fd);
 }
 
-static int take_socket(FdStore *store, const char *name)
+static int take_socket(const Manager *m, const char *name)
 {
         struct sockaddr_un address = {};
         socklen_t size = sizeof(address) - 1;
         int fd;
 
-        fd = luv_fd_store_take(store, name);
+        fd = luv_fd_store_take(m->store, name);
         if (fd >= 0 && getsockname(fd, (struct sockaddr *) &address, &size) >= 0 &&
             address.sun_family == AF_UNIX && address.sun_path[0] == '/')
-                (void) give_to_group(address.sun_path);
+                (void) give_to_group(m, address.sun_path);
         return fd;
 }
 
 static int take_sockets(Manager *m)
 {
         for (size_t i = 0; i < ELEMENTSOF(interfaces); i++) {
-                m->listen_fds[i] = take_socket(m->store, interfaces[i]);
+                m->listen_fds[i] = take_socket(m, interfaces[i]);
                 if (m->listen_fds[i] < 0)
-                        m->listen_fds[i] = make_socket(m->options->runtime_dir, interfaces[i]);
+                        m->listen_fds[i] = make_socket(m, interfaces[i]);
                 if (m->listen_fds[i] < 0)
                         return m->listen_fds[i];
                 m->listen_names[i] = (char *) interfaces[i];
