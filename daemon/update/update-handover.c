@@ -80,8 +80,9 @@ static void jump_failed(Update *u)
 
         luv_update_fail(u, NULL, "the kernel refused the jump: %s%s%s",
                         u->jump_error == -EBUSY     ? "a device or file that is preserved is busy"
-                        : u->jump_error == -ENOEXEC ? "the image that was loaded is not there any more"
-                        : u->jump_error == -EINVAL  ? "no image is loaded"
+                        : u->jump_error == -ENOEXEC ? "an image that kexec_load(2) loaded took the place of "
+                                                      "luvfiod's, and would not take over what is preserved"
+                        : u->jump_error == -EINVAL  ? "the image that was loaded is not there any more"
                                                     : strerror(-u->jump_error),
                         refusal ? "; " : "", refusal ? refusal : "");
 }

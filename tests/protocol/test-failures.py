@@ -121,7 +121,12 @@ for _operation in AFTER:
 @tap.test
 def with_errno():
     """the errno is in the reason"""
-    for number, word in (("ENOMEM", "memory"), ("EBUSY", "busy")):
+    for number, word in (
+        ("ENOMEM", "memory"),
+        ("EBUSY", "busy"),
+        ("EINVAL", "not there any more"),
+        ("ENOEXEC", "kexec_load(2)"),
+    ):
         with Daemon(f"--simulate-fail=freeze:1:{number}") as d:
             v = d.vmm("vm1")
             e = raises(HOST + "UpdateFailed", lambda: d.jump(), state="handing_over")
