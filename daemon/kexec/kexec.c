@@ -8,8 +8,6 @@
 #include "kexec/kexec-internal.h"
 #include "util/io.h"
 
-static bool loaded_here;
-
 /* A part of a file as a file of its own, which the kernel wants. */
 static int extract(int fd, const KexecPart *part, const char *name)
 {
@@ -63,7 +61,6 @@ int luv_kexec_load(int kernel_fd, int initrd_fd, const char *cmdline)
         if (syscall(SYS_kexec_file_load, kernel_fd, initrd_fd < 0 ? -1 : initrd_fd, strlen(cmdline) + 1,
                     cmdline, flags) < 0)
                 return negative_errno();
-        loaded_here = true;
         return 0;
 }
 
@@ -71,7 +68,6 @@ int luv_kexec_unload(void)
 {
         if (syscall(SYS_kexec_file_load, -1, -1, 0ul, NULL, (unsigned long) KEXEC_FILE_UNLOAD) < 0)
                 return negative_errno();
-        loaded_here = false;
         return 0;
 }
 
@@ -84,14 +80,4 @@ int luv_kexec_loaded(void)
         if (r < 0)
                 return r;
         return streq(text, "1");
-}
-
-int luv_kexec_foreign(void)
-{
-        int r;
-
-        r = luv_kexec_loaded();
-        if (r <= 0)
-                return r;
-        return !loaded_here;
 }

@@ -42,8 +42,3 @@ int luv_kexec_load(int kernel_fd, int initrd_fd, const char *cmdline);
 int luv_kexec_unload(void);
 /* 1 if an image is loaded, 0 if not; -ENOENT: no kexec in this kernel. */
 int luv_kexec_loaded(void);
-/*
- * 1 if an image is loaded that this process did not load: perhaps by kexec_load(2), which would lose every
- * session without a word.
- */
-int luv_kexec_foreign(void);

@@ -455,12 +455,12 @@ static int device_jump(Luo *l, char *const *argv, const int *kept, char *const *
 {
         int r;
 
-        /* Somebody may have unloaded it. That it was replaced by kexec_load(2) meanwhile cannot be seen. */
+        /* Somebody may have unloaded it; what kexec_load(2) put in its place the kernel refuses. */
         r = syscalls->kexec_loaded();
         if (r < 0)
                 return r;
         if (r == 0)
-                return -ENOEXEC;
+                return -EINVAL;
         if (syscalls->reboot(RB_KEXEC) < 0)
                 return negative_errno();
         /* It does not come back with success. */

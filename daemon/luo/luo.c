@@ -532,11 +532,6 @@ int luv_luo_session_get_fd(LuoSession *s)
         return s->session_fd;
 }
 
-bool luv_luo_session_is_incoming(LuoSession *s)
-{
-        return s->incoming;
-}
-
 int luv_luo_session_set_cgroup(LuoSession *s, const char *cgroup)
 {
         if (cgroup && cgroup[0] != '/')

@@ -82,7 +82,6 @@ LuoSession *luv_luo_session_unref(LuoSession *s);
 DEFINE_CLEANUP(LuoSession *, luv_luo_session_unref);
 const char *luv_luo_session_get_name(LuoSession *s);
 int luv_luo_session_get_fd(LuoSession *s);
-bool luv_luo_session_is_incoming(LuoSession *s);
 
 /*
  * The cgroup (path as in /proc/PID/cgroup) in which a worker preserves and retrieves, so that memory is
@@ -102,8 +101,9 @@ int luv_luo_session_finish(LuoSession *s, uint64_t deadline, LuoDone done, void 
 
 /*
  * Jump. Returns only on failure, with -errno of reboot(2) (device) or of freeze (simulated); nothing is
- * frozen then; -ENOEXEC: no image is loaded by kexec_file_load (device). KEPT are fds that the simulated
- * backend carries to the next incarnation (listening sockets), which finds them in LISTEN_FDS under
- * KEPT_NAMES (no colon in them); ARGV is its command line, with which /proc/self/exe is executed.
+ * frozen then; -EINVAL: no image is loaded, -ENOEXEC: one that kexec_load(2) loaded, which would lose every
+ * session. KEPT are fds that the simulated backend carries to the next incarnation (listening sockets),
+ * which finds them in LISTEN_FDS under KEPT_NAMES (no colon in them); ARGV is its command line, with which
+ * /proc/self/exe is executed.
  */
 int luv_luo_jump(Luo *l, char *const *argv, const int *kept, char *const *kept_names, size_t n_kept);

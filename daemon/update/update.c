@@ -62,11 +62,6 @@ const char *luv_update_id(const Update *u)
         return u->state == UPDATE_IDLE ? NULL : u->id;
 }
 
-bool luv_update_is_aborting(const Update *u)
-{
-        return u->aborting;
-}
-
 bool luv_update_knows_machines(const Update *u)
 {
         return u->knows_machines;

@@ -123,7 +123,6 @@ bool luv_update_transition_is_legal(UpdateState from, UpdateState to);
 
 UpdateState luv_update_state(const Update *u);
 const char *luv_update_id(const Update *u); /* NULL: idle */
-bool luv_update_is_aborting(const Update *u);
 /* Whether machines may be registered now; if not they would be lost at the jump. */
 bool luv_update_takes_machines(const Update *u);
 

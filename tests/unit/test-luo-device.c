@@ -253,7 +253,6 @@ START_TEST(devices)
         ck_assert_int_eq(luv_luo_session_adopt(luo, "luvfio-a-1", STDIN_FILENO, true, &adopted), -EINVAL);
         ck_assert_int_eq(luv_luo_session_adopt(luo, "luvfio-a-1", copy, true, &adopted), 0);
         TAKE_FD(copy);
-        ck_assert(luv_luo_session_is_incoming(adopted));
         ck_assert_int_eq(luv_luo_session_set_cgroup(s, "relative"), -EINVAL);
 
         r = luv_luo_read_abi(luo, &abi);
@@ -264,7 +263,7 @@ END_TEST
 
 START_TEST(jumps)
 {
-        ck_assert_int_eq(luv_luo_jump(luo, NULL, NULL, NULL, 0), -ENOEXEC);
+        ck_assert_int_eq(luv_luo_jump(luo, NULL, NULL, NULL, 0), -EINVAL);
         is_loaded = -ENOENT;
         ck_assert_int_eq(luv_luo_jump(luo, NULL, NULL, NULL, 0), -ENOENT);
         is_loaded = 1;
@@ -667,10 +666,9 @@ START_TEST(before)
         ck_assert_msg(r == 0, "%s", strempty(reason));
         ck_assert_int_eq(luv_kexec_unload(), 0);
         ck_assert_int_eq(luv_kexec_loaded(), 0);
-        ck_assert_int_eq(luv_luo_jump(luo, NULL, NULL, NULL, 0), -ENOEXEC);
+        ck_assert_int_eq(luv_luo_jump(luo, NULL, NULL, NULL, 0), -EINVAL);
         ck_assert_int_eq(luv_kexec_load(kernel, initrd, cmdline), 0);
         ck_assert_int_eq(luv_kexec_loaded(), 1);
-        ck_assert_int_eq(luv_kexec_foreign(), 0);
         ck_assert_int_eq(luv_kexec_unload(), 0);
         ck_assert_int_eq(luv_kexec_loaded(), 0);
         ck_assert_int_eq(luv_kexec_load(kernel, initrd, cmdline), 0);

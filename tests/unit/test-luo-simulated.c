@@ -57,7 +57,6 @@ START_TEST(create)
         ck_assert_int_eq(luv_luo_probe(l), 0);
         ck_assert_int_eq(do_create(event, l, "luvfio-a-1", &a), 0);
         ck_assert_str_eq(luv_luo_session_get_name(a), "luvfio-a-1");
-        ck_assert(!luv_luo_session_is_incoming(a));
         ck_assert_int_eq(do_create(event, l, "luvfio-a-1", &other), -EEXIST);
         ck_assert_int_eq(do_create(event, l, "luvfio-b-1", &b), 0);
         ck_assert_int_eq(do_retrieve_session(event, l, "luvfio-a-1", &other), -ENOENT);
@@ -368,7 +367,6 @@ START_TEST(incoming)
 
         ck_assert_int_eq(do_retrieve_session(event, l, "none", &other), -ENOENT);
         ck_assert_int_eq(do_retrieve_session(event, l, "a", &a), 0);
-        ck_assert(luv_luo_session_is_incoming(a));
         ck_assert_int_eq(do_retrieve_session(event, l, "a", &other), -EINVAL);
         /* Incoming and outgoing names do not meet. */
         ck_assert_int_eq(do_create(event, l, "a", &other), 0);
@@ -444,7 +442,7 @@ START_TEST(jump)
 }
 END_TEST
 
-/* 1,000 machines of 8 fds: the time is linear in their number, so this ends in no time. */
+/* More sessions and files than there are elsewhere here; what they cost, test-scale.py measures. */
 START_TEST(many)
 {
         _cleanup_(luv_luo_unrefp) Luo *l = NULL;

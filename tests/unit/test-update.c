@@ -235,7 +235,7 @@ static void run_until(Bench *b, UpdateState state, MachineEvent event)
 static void is_clean(Bench *b)
 {
         ck_assert_int_eq(luv_update_state(b->update), UPDATE_IDLE);
-        ck_assert(!luv_update_is_aborting(b->update));
+        ck_assert(!b->update->aborting);
         ck_assert_uint_eq(b->update->n_undo, 0);
         ck_assert_ptr_null(luv_update_id(b->update));
         ck_assert_ptr_null(b->update->host_session);
