@@ -222,7 +222,9 @@ def main():
     p = argparse.ArgumentParser(
         prog="tests/bench", description="Measures, in one run on the test host, the blackout by phase for 1, 4 and 16 "
         "machines against the floor of a bare kexec of the same kernel, and luvfiod's memory and staging time in "
-        "the simulation. Prints a table and writes JSON. Everything is timed by the clock outside of the machine.")
+        "the simulation. Prints a table and writes JSON. Everything is timed by the clock outside of the machine.",
+        epilog="At the end stands which aims are met. The exit code says whether all of it could be measured: it is 0 "
+        "also when an aim is not met.")
     p.add_argument("--rounds", type=int, default=5, help="updates for each median (default: %(default)s)")
     p.add_argument("--machines", default="1,4,16", help="default: %(default)s")
     p.add_argument("--scale", default="125,250,500,1000", help="machines staged in the simulation (default: %(default)s)")
