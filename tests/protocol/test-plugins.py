@@ -13,7 +13,6 @@ import signal
 import tempfile
 
 import tap
-import vmm
 from luvfiod import HOST, Daemon
 from tap import contains, equal, raises, test, true
 
@@ -207,17 +206,21 @@ def lying_plan():
 
 @test
 def broken_promise():
-    """match: a promise that this kernel cannot keep is not believed"""
+    """match: a promise that this kernel cannot keep, or that is none, is a blocker that names it"""
     with daemon() as (d, plugins):
-        d.vmm("bad", devices=[BAD])
-        for fault in ("lie", "garble"):
+        v = d.vmm("bad", devices=[BAD])
+        for fault, finding, promise in (("lie", "device-promise", '"latched"'), ("garble", "device-no-plugin", "77")):
             plugins.fault("match", fault)
-            r = d.check()
-            promises = {x["address"]: x.get("promise") for x in d.host("ListDevices")["devices"]}
-            true(
-                promises[BAD] in (None, "reset") or not r["ready"],
-                f"{fault}: the device is said to be {promises[BAD]}, and that blocks nothing",
-            )
+            blockers = [f for f in d.findings() if f["severity"] == "blocker"]
+            equal([(f["id"], f["machine"], f["device"]) for f in blockers], [(finding, "bad", BAD)], f"{fault}: blockers")
+            for word in (BAD, "null", promise):
+                contains(blockers[0]["message"], word, f"{fault}: message")
+            raises(HOST + "Blocked", d.jump)
+            d.wait_state("idle")
+        plugins.set()
+        promises = {f["id"] for f in d.findings()} & {"device-promise", "device-no-plugin"}
+        equal(promises, set(), "findings when the plugin is well again")
+        d.update([v])
 
 
 @test
@@ -236,22 +239,23 @@ def many_faults():
 
 @test
 def recover():
-    """Discard of a machine whose plugin cannot make the device safe says so and still frees the machine"""
+    """recover: Discard of a machine whose plugin cannot make the device safe frees it, and the log names device and reason"""
     with daemon("--resume-deadline=1") as (d, plugins):
-        v = d.vmm("bad", devices=[BAD])
-        d.jump()
-        v.wait_dead()
-        d.wait_state("idle")
-        plugins.fault("recover", "refuse")
-        try:
+        for fault, reason in (("refuse", "the fuse is blown"), ("crash", "SIGSEGV"), ("garble", "4711")):
+            v = d.vmm("bad", devices=[BAD])
+            d.jump()
+            v.wait_dead()
+            d.wait_state("idle")
+            equal(d.machines()["bad"]["state"], "stranded", "state")
+            plugins.fault("recover", fault, reason="the fuse is blown")
+            before = len(d.log())
             d.host("Discard", {"machine": "bad"})
-        except vmm.varlink.Error as e:
-            named([str(e)])
-            true("bad" in d.machines(), "an error, and the machine is gone all the same")
+            equal(d.machines(), {}, "machines")
+            said = [x for x in d.log()[before:].splitlines() if f"Device {BAD} of machine bad could not be made safe" in x]
+            equal(len(said), 1, f"{fault}: lines of the log that name device and machine")
+            contains(said[0], reason, f"{fault}: the log")
             plugins.set()
-            d.host("Discard", {"machine": "bad"})
-        contains(d.log(), BAD, "the log names the device")
-        equal(d.machines(), {}, "machines")
+        d.update([d.vmm("bad", devices=[BAD])])
 
 
 if __name__ == "__main__":
