@@ -3,8 +3,9 @@
 #
 # The cache folder and its entries. An entry is a folder NAME-KEY, KEY being a digest of everything it is made
 # from. It is built under a temporary name and renamed when complete, and has beside it NAME-KEY.stamp with a
-# digest of names, sizes and modification times of its files: an entry that does not match is built again.
-# To be sourced; tests/lib/luvtest/cache.py keeps to the same form.
+# digest of names, sizes and modification times of its files and of where its links lead (folders themselves do not
+# count): an entry that does not match is built again.
+# To be sourced; tests/lib/luvtest/cache.py keeps to the same form, and writes the stamps of its own entries in its own way.
 
 : "${LUVFIOD_CACHE:=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/luvfiod}"
 export LUVFIOD_CACHE

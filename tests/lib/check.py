@@ -229,6 +229,23 @@ def clang_tidy(results):
             step.at(done, total)
 
 
+# -- the tests' own tools ---------------------------------------------------------------------------------------
+
+def tools(results):
+    """What the tests themselves rely on: tests/lib/test-NAME.py."""
+    for path in sorted((TESTS / "lib").glob("test-*.py")):
+        name = f"tools/{path.stem.removeprefix('test-')}"
+        if not results.part(name):
+            continue
+        p = progress.run(f"tests of {name}", [sys.executable, str(path)], log=WORK / f"{path.stem}.log", check=False)
+        output = (WORK / f"{path.stem}.log").read_text(errors="replace")
+        single = tap(output)
+        for what, result, why in single:
+            results.add(f"{name}: {what}", result, why, output)
+        if p and not any(s[1] == "failed" for s in single):
+            results.add(name, "failed", f"exit code {p}", output)
+
+
 # -- kernel -----------------------------------------------------------------------------------------------------
 
 def kernels(results, full):
@@ -345,7 +362,7 @@ def main():
         f"{WORK}.")
     p.add_argument("--full", action="store_true", help="and what takes hours")
     p.add_argument("--only", action="append", default=[], metavar="PATTERN",
-                   help="only tests whose name is or begins with PATTERN: build, lint, kernel, scenario/NAME, ...")
+                   help="only tests whose name is or begins with PATTERN: build, lint, tools, kernel, scenario/NAME, ...")
     args = p.parse_args()
 
     WORK.mkdir(parents=True, exist_ok=True)
@@ -364,6 +381,8 @@ def main():
     if results.part("lint/"):
         guarded("lint", linters, results)
         guarded("lint/clang-tidy", clang_tidy, results)
+    if results.part("tools/"):
+        guarded("tools", tools, results)
     for name in project.BUILDS:
         testing = results.part(f"build/{name}", f"{name}/")
         fuzzing = name == "clang-sanitizers" and results.part("fuzz/")

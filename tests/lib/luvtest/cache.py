@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 from pathlib import Path
 
 from .paths import CACHE
@@ -21,14 +22,16 @@ def key(*inputs):
 
 
 def digest(folder):
-    """The state of a folder: names, sizes and modification times of all files."""
+    """The state of a folder: names, sizes and modification times of all files, and where links lead."""
     lines = []
     for top, dirs, files in os.walk(folder):
-        dirs.sort()
-        for name in files:
+        for name in dirs + files:
             path = os.path.join(top, name)
             st = os.lstat(path)
-            lines.append(f"{os.path.relpath(path, folder)} {st.st_size} {st.st_mtime_ns}\n")
+            if stat.S_ISLNK(st.st_mode):
+                lines.append(f"{os.path.relpath(path, folder)} -> {os.readlink(path)}\n")
+            elif stat.S_ISREG(st.st_mode):
+                lines.append(f"{os.path.relpath(path, folder)} {st.st_size} {st.st_mtime_ns}\n")
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
