@@ -13,7 +13,8 @@ from luvtest import scenario  # noqa: E402 pylint: disable=wrong-import-position
 
 # One boot is enough for these. vfio_pci_driver_test copies for minutes under emulation.
 SINGLE = [("liveupdate", "liveupdate", ""), ("vfio", "vfio_iommufd_setup_test", "$igb"),
-          ("vfio", "vfio_pci_device_test", "$igb"), ("vfio", "vfio_dma_mapping_test", "$igb")]
+          ("vfio", "vfio_pci_device_test", "$igb"), ("vfio", "vfio_dma_mapping_test", "$igb"),
+          ("vfio", "vfio_pci_device_init_perf_test", "$igb $(bdf igb 2)")]
 SLOW = [("vfio", "vfio_pci_driver_test", "$igb"), ("vfio", "vfio_dma_mapping_mmio_test", "$igb"),
         ("vfio", "vfio_pci_sriov_uapi_test", "$igb")]
 # Stage 1 before the jump, stage 2 after it.
@@ -21,6 +22,8 @@ KEXEC = ["luo_kexec_simple", "luo_multi_session", "luo_stress_files", "luo_stres
 # Ours, of the same form. The second is refused a jump before it agrees to one, and binds its devices itself afterwards.
 OWN_KEXEC = ["luo_put_back"]
 OWN_VFIO = "vfio_pci_liveupdate_test"
+# This one, and what is no test. Those of running devices have scenarios of their own.
+ELSEWHERE = {OWN_VFIO, "vfio_pci_running_test", "do_kexec.sh", "scripts", *OWN_KEXEC}
 
 RUN = """
 ulimit -n 65536
@@ -94,8 +97,11 @@ def case(label, first, following):
     found = report(label, result, ["before", "after", "boot3"])
     if ours:
         suites = [s for s in re.findall(r"# (\w+): pass:(\d+) fail:(\d+)", result.serial()) if s[0] != "Totals"]
-        scenario.ok(suites and all(int(p) > 0 and int(f) == 0 for _, p, f in suites),
+        scenario.ok({"luo_file", "kho_record", "pci_liveupdate"} <= {n for n, _, _ in suites} and all(int(p) > 0 and int(f) == 0 for _, p, f in suites),
                     f"{label}: KUnit: {', '.join(sorted({n for n, _, _ in suites}))}", suites)
+    known = {name for _, name, _ in SINGLE + SLOW} | set(KEXEC) | ELSEWHERE
+    built = {p.name for p in folder.glob("*/*")}
+    scenario.ok(built <= known, f"{label}: there is no selftest that nobody runs", sorted(built - known))
     wanted = len(tests) + 4 * len(kexec) + (2 if ours else 0) + (3 if debug else 0)
     scenario.ok(len(found) == wanted, f"{label}: all {wanted} selftests ran", sorted(found))
 

@@ -55,6 +55,13 @@ check "Monitor" sh -c "timeout 3 varlinkctl --more call $host org.luvfio.Host.Mo
 check "Inhibit" sh -c "timeout 3 varlinkctl --more call $host org.luvfio.Host.Inhibit '{\"who\":\"a\",\"why\":\"b\"}'; test \$? -eq 124"
 check "Withdraw" varlinkctl call $machine org.luvfio.Machine.Withdraw '{"machine":"by-hand"}'
 kill $!
+check "Stage with a kernel's fd" varlinkctl --more call --push-fd=/boot/vmlinuz-b $host org.luvfio.Host.Stage '{"kernelFileDescriptor":0}'
+check "it is staged" update_is staged
+check "Abort" varlinkctl call $host org.luvfio.Host.Abort '{}'
+check "it is no more" update_is idle
+check "Update, as a dry run" varlinkctl --more call --push-fd=/boot/vmlinuz-b $host org.luvfio.Host.Update \
+        '{"kernelFileDescriptor":0,"dryRun":true}'
+check "it can be given up, too" varlinkctl call $host org.luvfio.Host.Abort '{}'
 
 # Two machines.
 vfio-bind $(bdf igb) $(bdf nvme)
