@@ -9,10 +9,12 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <systemd/sd-daemon.h>
 
 #include "luo/fd-store.h"
 #include "util/io.h"
 #include "util/string-util.h"
+#include "util/time-util.h"
 
 /*
  * A service manager as far as its notification socket goes: it writes down what it is told, an "FD" behind
@@ -256,6 +258,8 @@ START_TEST(at_start)
         ck_assert_int_ge(pid, 0);
         ck_assert_int_eq(waitpid(pid, &status, 0), pid);
         ck_assert_int_eq(status, 0);
+        /* Nobody waited for the last message to be read. */
+        ck_assert_int_gt(sd_notify_barrier(false, 10 * USEC_PER_SEC), 0);
         check_log("FDSTORE=1 FDPOLL=0 FDNAME=luvfio-c-1 FD\nFDSTOREREMOVE=1 FDNAME=luvfio-a-1\n"
                   "FDSTORE=1 FDPOLL=0 FDNAME=luvfio-d-1 FD\nFDSTORE=1 FDPOLL=0 FDNAME=luvfio-e-1 FD\n"
                   "FDSTOREREMOVE=1 FDNAME=luvfio-b-1\n");
