@@ -214,10 +214,19 @@ def kernel_source():
         def cut_sums(tarball):
             os.truncate(tarball.parent / "SHA256SUMS", 40)
 
+        def cut_last_sum(tarball):
+            sums = tarball.parent / "SHA256SUMS"
+            os.truncate(sums, sums.stat().st_size - 4)
+
+        def more_files(tarball):
+            (tarball.parent / "more").touch()
+
         def half(tarball):
             tarball.parent.rename(tarball.parent.parent / ".tmp.half")
 
-        damage_all(get, lambda: lines(made), (cut, changed, gone, no_sums, empty_sums, cut_sums, half), whole)
+        damage_all(get, lambda: lines(made), (
+            cut, changed, gone, no_sums, empty_sums, cut_sums, cut_last_sum, more_files, half,
+        ), whole)  # fmt: skip
 
 
 @test
