@@ -23,9 +23,9 @@ for i in Host Machine; do
         varlinkctl introspect unix:/run/luvfiod/org.luvfio.$i org.luvfio.$i >/tmp/$i.varlink
         check "org.luvfio.$i is described" grep -q "^interface org.luvfio.$i" /tmp/$i.varlink
         check "org.luvfio.$i: the description is valid" varlinkctl validate-idl /tmp/$i.varlink
-        check "org.luvfio.$i: every field of every method has a comment" awk '
+        check "org.luvfio.$i: every field and every value has a comment" awk '
                 /^method|^error|^type/ { open = 1 }
-                open && /^\t[a-zA-Z]+:/ && last !~ /#/ { print; bad = 1 }
+                open && /^\t+[a-zA-Z_]+(:|,|$)/ && last !~ /#/ { print; bad = 1 }
                 { last = $0 }
                 END { exit bad }' /tmp/$i.varlink
 done
