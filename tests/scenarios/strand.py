@@ -49,10 +49,12 @@ check "status says so" sh -c 'luvfioctl status | grep -i stranded'
 refused "no update over stranded machines" 3 'stranded' luvfioctl update /boot/vmlinuz-a
 
 # One comes back late.
+mark 21
 orders late
 systemctl restart rogue@late
 check "late is finished" wait_for 20 grep -q "^late: finished" /var/log/rogue-late.log
 check "late runs" wait_for 10 machine_is late running
+mark 22
 check "late: RAM is identical" test "$(said late 'ram identical')" -eq 1
 
 # The others are given up.
@@ -86,5 +88,12 @@ result = full.run("strand", "--device", "igb", "--device", "nvme", "--device", "
                   "--outside", Path(__file__).resolve().parent / "lib/swap-device", scripts=[BEFORE, AFTER, LAST])
 full.report(result, ["before", "after", "boot3"])
 said = (result.out / "outside.out").read_text(errors="replace") if (result.out / "outside.out").exists() else ""
+# From when late is told to resume, and so before it is stranded, until its VMM is started again.
+stranded = full.between(result.trace(), 20, 21)
+if scenario.ok(stranded is not None, "both marks are in the trace"):
+    found = [line for line in stranded if "pci_cfg_write igb" in line] + full.resets(stranded)
+    scenario.ok(not found, f"nothing is written to the stranded device, nor is it reset ({len(stranded)} lines of trace)",
+                "\n".join(found[:10]))
+scenario.ok(full.resets(full.between(result.trace(), 21, 22) or []), "its return did reset it, and the trace shows it")
 scenario.ok("swapped" in said, "one device was swapped, one taken out of its slot while the kernel was replaced", said)
 scenario.done()

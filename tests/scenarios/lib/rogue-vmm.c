@@ -17,7 +17,8 @@
  *     rogue-vmm NAME [--device BDF]... [--igb BDF] [--ram MIB] [--holes MIB] [--socket PATH]
  *
  * The igb of --igb does DMA all the time, see rogue-igb.h, and needs a host without an IOMMU. Marks in
- * QEMU's trace: 1 before Committed, 10 before the first thing that is done to it after the jump.
+ * QEMU's trace: 1 before Committed, 10 before the first thing that is done to it after the jump; 20 when a
+ * machine with a device, of whatever kind, is told to resume and says nothing.
  *
  *     rogue-vmm --hold BDF       opens the device and holds it, without a word to luvfiod; "kvm": a KVM
  * machine rogue-vmm --claim NAME     tries to take the machine of that name; the exit code is 0 if that was
@@ -630,8 +631,11 @@ static void on_resume(struct luvfio *l, const struct luvfio_event *e, void *user
                 (void) luvfio_resumed(l, 0);
                 return;
         }
-        if (ordered(v, "silent-resume"))
+        if (ordered(v, "silent-resume")) {
+                if (v->n_devices > 0 && system("/usr/local/bin/mark 20") != 0)
+                        die(v, "mark", EIO);
                 return;
+        }
         /* luvfiod says it again when it has been away. */
         if (!v->taken_back)
                 take_back(v);
@@ -643,8 +647,11 @@ static void on_resume(struct luvfio *l, const struct luvfio_event *e, void *user
         interrupts(v, true);
         atomic_store(&v->run, true);
         v->resumed = true;
-        must(v, "resumed", luvfio_resumed(l, 0));
-        say(v, "resumed, generation %" PRIu64, luvfio_get_generation(l));
+        /* A luvfiod that was ended before it answered asks again. */
+        if (luvfio_resumed(l, 0) < 0)
+                say(v, "not resumed: %s", luvfio_get_error(l));
+        else
+                say(v, "resumed, generation %" PRIu64, luvfio_get_generation(l));
 }
 
 static void on_finished(struct luvfio *l, const struct luvfio_event *e, void *userdata)
