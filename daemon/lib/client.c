@@ -331,12 +331,8 @@ static int calls_open(struct luvfio *l)
                         luv_client_fail(l, r, "%s: the answer makes no sense", what);
         }
         sd_json_variant_unref(parameters);
-        if (r < 0) {
+        if (r < 0)
                 calls_drop(l);
-                /* What was wanted of the caller has not been asked for. */
-                if (r == -ECONNRESET)
-                        r = -ENOTCONN;
-        }
         return r;
 }
 
@@ -365,6 +361,8 @@ static int call(struct luvfio *l, const char *what, const char *method, sd_json_
  * it. */
 static int prepare_call(struct luvfio *l, char **ret_what, const char *method, const char *name)
 {
+        int r;
+
         if (!l->registered)
                 return luv_client_fail(l, -ENOTCONN, "%s: machine '%s' is not registered", method,
                                        l->machine);
@@ -373,19 +371,24 @@ static int prepare_call(struct luvfio *l, char **ret_what, const char *method, c
                 *ret_what = NULL;
                 return luv_client_fail(l, -ENOMEM, "%s: out of memory", method);
         }
-        return calls_open(l);
+        r = calls_open(l);
+        /* What was wanted of the caller has not been asked for. */
+        return r == -ECONNRESET ? -ENOTCONN : r;
 }
 
 _public_ int luvfio_register(struct luvfio *l)
 {
+        uint64_t begin = luvfio_now();
         int r;
 
         if (l->registered)
                 return luv_client_fail(l, -EALREADY, "machine '%s' is registered", l->machine);
         calls_drop(l);
-        r = calls_open(l);
+        /* The answer can take a while after the jump. A luvfiod that ends meanwhile is back soon. */
+        while ((r = calls_open(l)) == -ECONNRESET && luvfio_now() - begin < l->timeout_usec)
+                (void) usleep(REGISTER_RETRY_USEC);
         if (r < 0)
-                return r;
+                return r == -ECONNRESET ? -ENOTCONN : r;
         r = luv_client_events_start(l);
         if (r < 0) {
                 calls_drop(l);

@@ -14,6 +14,7 @@
 #define CLIENT_INTERFACE "org.luvfio.Machine"
 #define CLIENT_SOCKET "/run/luvfiod/org.luvfio.Machine"
 #define CLIENT_TIMEOUT_USEC (90 * USEC_PER_SEC)
+#define REGISTER_RETRY_USEC (20 * USEC_PER_MSEC)
 #define CLIENT_SECRET_LENGTH 32
 
 /* Where the event connection is. */

@@ -180,7 +180,8 @@ int luvfio_save_secret(struct luvfio *l, const char *path);
 
 /*
  * Makes the machine known, or takes it up again, and starts to listen for events. On success the state and
- * the list of fds can be asked for. On failure nothing is tried in the background; call it again.
+ * the list of fds can be asked for. A luvfiod that ends before it has answered is asked again, for as long
+ * as a call waits. On failure nothing is tried in the background; call it again.
  */
 int luvfio_register(struct luvfio *l);
 

@@ -39,6 +39,7 @@ typedef struct Server {
         int held_fd;
         char held_name[65], held_kind[16];
         bool drop_at_commit, refuse_commit, hang, known;
+        unsigned n_dropped;
 } Server;
 
 static void drop_links(Server *s)
@@ -116,6 +117,11 @@ static int on_register(sd_varlink *link, sd_json_variant *parameters, sd_varlink
         if (streq(name, "Stranded"))
                 return sd_varlink_errorbo(link, I "Stranded", SD_JSON_BUILD_PAIR_STRING("machine", name),
                                           SD_JSON_BUILD_PAIR_STRING("reason", "device missing"));
+        if (streq(name, "Dropped-always") || (streq(name, "Dropped-twice") && s->n_dropped < 2)) {
+                s->n_dropped++;
+                drop_links(s);
+                return 0;
+        }
         if (streq(name, "Nonsense"))
                 return sd_varlink_replybo(link, SD_JSON_BUILD_PAIR_STRING("secret", "short"));
         if (secret && !streq(secret, SECRET))
@@ -572,6 +578,26 @@ START_TEST(test_no_server)
 }
 END_TEST
 
+/* luvfiod is killed before it has answered, as it can be while it restores machines after the jump. */
+START_TEST(test_register_lost)
+{
+        struct luvfio *l = new_client("Dropped-twice");
+        uint64_t begin;
+
+        ck_assert_msg(luvfio_register(l) == 0, "%s", luvfio_get_error(l));
+        expect(l, "A");
+        luvfio_unref(l);
+
+        l = new_client("Dropped-always");
+        ck_assert_int_eq(luvfio_set_timeout(l, 200 * USEC_PER_MSEC), 0);
+        begin = luvfio_now();
+        ck_assert_int_eq(luvfio_register(l), -ENOTCONN);
+        ck_assert_uint_ge(luvfio_now() - begin, 200 * USEC_PER_MSEC);
+        ck_assert_int_eq(luvfio_get_state(l), -ENODATA);
+        luvfio_unref(l);
+}
+END_TEST
+
 START_TEST(test_errors)
 {
         static const struct {
@@ -957,6 +983,7 @@ int main(void)
         tcase_add_test(tc, test_register);
         tcase_add_test(tc, test_environment);
         tcase_add_test(tc, test_no_server);
+        tcase_add_test(tc, test_register_lost);
         tcase_add_test(tc, test_errors);
         tcase_add_test(tc, test_fds);
         tcase_add_test(tc, test_update_and_abort);
