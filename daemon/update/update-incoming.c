@@ -79,10 +79,12 @@ static UpdateMachine *find_incoming(Update *u, const char *name)
 {
         MachineOwner nobody = { .uid = (uid_t) -1, .pidfd = -EBADF };
         UpdateMachine *um;
+        bool known;
         Machine *m;
         int r;
 
         m = luv_machine_registry_find(u->config.machines, name);
+        known = m;
         if (!m) {
                 r = luv_machine_new(u->config.machines, name, &nobody, MACHINE_RESTORING, &m);
                 if (r < 0) {
@@ -91,8 +93,12 @@ static UpdateMachine *find_incoming(Update *u, const char *name)
                 }
         }
         um = luv_update_machine(u, m);
-        if (um)
-                um->incoming = true;
+        if (!um || um->incoming)
+                return um;
+        um->incoming = true;
+        um->known = known;
+        /* Whatever it was noted as: until its session is there, nobody can say that it runs. */
+        luv_machine_set_state(m, MACHINE_RESTORING);
         return um;
 }
 
@@ -196,12 +202,15 @@ static void on_gone(const char *machine, void *userdata)
         um = find_incoming(u, machine);
         if (!um)
                 return;
-        if (um->machine->state != MACHINE_RUNNING) {
+        if (!um->known) {
                 luv_update_strand(um, "the kernel has no session of it");
                 return;
         }
         um->incoming = false;
         um->finished = true;
+        luv_machine_set_state(um->machine, MACHINE_RUNNING);
+        if (u->callbacks.settled)
+                u->callbacks.settled(um->machine, u->userdata);
         if (luv_strv_extend(&u->finished, machine) < 0)
                 luv_log_error(-ENOMEM, "That machine %s runs again is not noted", machine);
         luv_log_info("Machine %s had been finished already", machine);

@@ -50,6 +50,7 @@ struct UpdateMachine {
         bool told;       /* was asked something: has to hear of an abort */
         bool sacrificed; /* left behind: runs on until the jump */
         bool incoming;   /* came over the jump */
+        bool known;      /* its VMM had registered with an earlier run of this daemon, after the jump */
         bool late;       /* stranded only because its VMM was late */
         bool finished;   /* nothing of the update is left of it */
         Step step;
