@@ -34,6 +34,7 @@ typedef enum Promise {
         PROMISE_ASKED,     /* it was asked to prepare or quiesce */
         PROMISE_QUIESCED,  /* it said Quiesced */
         PROMISE_COMMITTED, /* it may have said Committed */
+        PROMISE_RESUMED,   /* after the jump: it may have said Resumed */
         _PROMISE_MAX,
         _PROMISE_INVALID = -EINVAL,
 } Promise;

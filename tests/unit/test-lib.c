@@ -836,6 +836,18 @@ START_TEST(test_incoming)
         command("Sresuming");
         ck_assert_int_eq(luvfio_register(l), 0);
         expect(l, "Ar");
+        ck_assert_int_eq(luvfio_resumed(l, 1), 0);
+        /* A luvfiod that was restarted has not finished it, and asks again. */
+        command("D");
+        expect(l, "ArLAr");
+        ck_assert_int_eq(luvfio_resumed(l, 1), 0);
+        /* The next one has, while nobody listened. */
+        command("Srunning");
+        command("D");
+        expect(l, "ArLArLAf");
+        /* It is heard once. */
+        command("D");
+        expect(l, "ArLArLAfLA");
         luvfio_unref(l);
 }
 END_TEST
