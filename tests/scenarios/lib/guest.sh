@@ -73,6 +73,19 @@ luvfiod_up() {
         wait_for 20 luvfioctl status
 }
 
+# kill_luvfiod: by SIGKILL, and wait until another one answers. Each time is the first: else it would wait longer each time.
+kill_luvfiod() {
+        old=$(systemctl show -P MainPID luvfiod.service)
+        systemctl reset-failed luvfiod.service
+        kill -KILL "$old" || return 1
+        wait_for 20 another_luvfiod "$old" && wait_for 20 luvfioctl status
+}
+
+another_luvfiod() {
+        new=$(systemctl show -P MainPID luvfiod.service)
+        [ "$new" -ne 0 ] && [ "$new" -ne "$1" ]
+}
+
 # update_is STATE
 update_is() {
         luvfioctl status --json=short | jq -e --arg s "$1" '.state == $s' >/dev/null
