@@ -35,12 +35,12 @@ config() {
         for d in $devices; do cp /sys/bus/pci/devices/$(bdf ${d%/*} ${d#*/})/config /out/$1-${d%/*}-${d#*/}; done
 }
 everyone() {
-        n=10
+        n=10 pids=
         for d in $devices; do
                 MARK="mark $n" COUNTS=1 ./vfio_pci_running_test -s $1 $(bdf ${d%/*} ${d#*/}) >/tmp/said-$n 2>&1 &
-                n=$((n + 1))
+                pids="$pids $!" n=$((n + 1))
         done
-        wait
+        wait $pids || true
         n=10
         for d in $devices; do
                 sed "s|^|$d: |" /tmp/said-$n

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# scenario: a VMM that does not come back, a device that was swapped, one that is gone: stranded and reported, the others go on
+# scenario: a VMM that does not come back, a device that was swapped, changed, or is gone: stranded and reported, the others go on
 # timeout: 600
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,14 +12,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "lib"))
 import full  # noqa: E402 pylint: disable=wrong-import-position
 from full import scenario  # noqa: E402 pylint: disable=wrong-import-position
 
+LIB = Path(__file__).resolve().parent / "lib"
+MAC = "mac=52:54:00:6c:76:02"
+# Each device is behind a root port of its own: rp0, rp1...
+DEVICES = ["igb", "nvme", "nvme", f"e1000e,{MAC}@root-port"]
+CHANGES = ["rp1:nvme0=virtio-rng-pci", "rp2:nvme1", f"rp3:e1000e0=e1000e,{MAC},subsys=4660"]
+
 BEFORE = r"""
 resume_deadline 10
 luvfiod_up
-igb=$(bdf igb) nvme=$(bdf nvme 1) gone=$(bdf nvme 2)
-vfio-bind $igb $nvme $gone
+igb=$(bdf igb) nvme=$(bdf nvme 1) gone=$(bdf nvme 2) e1000e=$(bdf 8086:10d3)
+vfio-bind $igb $nvme $gone $e1000e
 must "machine that will be late" vmm late --device $igb
 must "machine whose device will be another" vmm swapped --device $nvme
 must "machine whose device will be gone" vmm taken --device $gone
+must "machine whose device will have changed" vmm changed --device $e1000e
 must "machine without a device" vmm good
 must "another that will never come back" vmm lost
 orders late silent-resume
@@ -32,18 +40,21 @@ AFTER = r"""
 check "good is finished" wait_for 40 grep -q "^good: finished" /var/log/rogue-good.log
 check "the update is over" wait_for 40 update_is idle
 check "good runs" machine_is good running
-for vm in late swapped taken lost; do
+for vm in late swapped taken changed lost; do
         check "$vm is stranded" machine_is $vm stranded
         machine_field $vm reason | sed "s/^/# $vm: /"
 done
-for vm in swapped taken; do
-        nvme=$(sed 's/.*--device //' /etc/rogue/$vm.env)
-        check "the $vm device is named" sh -c "luvfioctl machines --json=short | jq -re '.machines[] | select(.name == \"$vm\") | .reason' | grep -F $nvme"
+for vm in swapped taken changed; do
+        device=$(sed 's/.*--device //' /etc/rogue/$vm.env)
+        check "the $vm device is named" sh -c "luvfioctl machines --json=short | jq -re '.machines[] | select(.name == \"$vm\") | .reason' | grep -F $device"
         refused "$vm: a VMM may not have it" 1 'FAILED|tranded' sh -c "systemctl restart rogue@$vm; sleep 2; tail -n 3 /var/log/rogue-$vm.log; exit 1"
         check "$vm is still stranded" machine_is $vm stranded
 done
-nvme=$(sed 's/.*--device //' /etc/rogue/swapped.env)
-check "the kernel blocks the swapped device, and luvfioctl shows it" sh -c "luvfioctl devices | grep '$nvme.*incoming, blocked by identity'"
+for vm in swapped changed; do
+        device=$(sed 's/.*--device //' /etc/rogue/$vm.env)
+        check "the kernel blocks the $vm device, and luvfioctl shows it" sh -c "luvfioctl devices | grep '$device.*incoming, blocked by identity'"
+        check "it cannot do DMA" sh -c "[ \$((0x\$(od -An -tx2 -j4 -N2 /sys/bus/pci/devices/$device/config | tr -d ' ') & 4)) -eq 0 ]"
+done
 check "result: stranded" sh -c 'luvfioctl history --json=short | jq -e ".updates[0].result == \"stranded\""'
 check "status says so" sh -c 'luvfioctl status | grep -i stranded'
 refused "no update over stranded machines" 3 'stranded' luvfioctl update /boot/vmlinuz-a
@@ -58,13 +69,13 @@ mark 22
 check "late: RAM is identical" test "$(said late 'ram identical')" -eq 1
 
 # The others are given up.
-systemctl disable --now rogue@lost rogue@swapped rogue@taken 2>/dev/null
+systemctl disable --now rogue@lost rogue@swapped rogue@taken rogue@changed 2>/dev/null
 before=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)
-for vm in lost swapped taken; do
+for vm in lost swapped taken changed; do
         check "$vm is given up" luvfioctl discard $vm
 done
 refused "discard of a machine that is not stranded" 1 'good' luvfioctl discard good
-check "all are gone" sh -c '! luvfioctl machines | grep -E "lost|swapped|taken"'
+check "all are gone" sh -c '! luvfioctl machines | grep -E "lost|swapped|taken|changed"'
 sleep 1
 after=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)
 check "their memory is free again ($before kB, then $after kB)" test $after -gt $((before + 30000))
@@ -82,10 +93,13 @@ done
 check "result: done" wait_for 20 sh -c 'luvfioctl history --json=short | jq -e ".updates[0].result == \"done\""'
 """
 
-result = full.run("strand", "--device", "igb", "--device", "nvme", "--device", "nvme", "--script-deadline", "240",
+outside = Path(os.environ.get("LUV_RUN") or ".") / "outside.sh"
+outside.write_text(f"#!/bin/sh\nexec {LIB}/swap-device {' '.join(CHANGES)}\n")
+outside.chmod(0o755)
+result = full.run("strand", *[x for d in DEVICES for x in ("--device", d)], "--script-deadline", "240",
                   # The root ports' own hotplug, not ACPI's, is what the script outside works.
                   "--qemu=-global", "--qemu=ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
-                  "--outside", Path(__file__).resolve().parent / "lib/swap-device", scripts=[BEFORE, AFTER, LAST])
+                  "--outside", outside, scripts=[BEFORE, AFTER, LAST])
 full.report(result, ["before", "after", "boot3"])
 said = (result.out / "outside.out").read_text(errors="replace") if (result.out / "outside.out").exists() else ""
 # From when late is told to resume, and so before it is stranded, until its VMM is started again.
