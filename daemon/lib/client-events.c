@@ -85,8 +85,8 @@ static void replay_missed(struct luvfio *l, const struct luvfio_event *event)
 
         switch (event->state) {
         case LUVFIO_STATE_RUNNING:
-                /* luvfiod has ended the update while this VMM was away: the one that it came from, or the one
-                 * for which it stands. */
+                /* luvfiod has ended the update while this VMM was away: the one that it came from, or the
+                 * one for which it stands. */
                 if (l->promise == PROMISE_RESUMED)
                         type = EVENT_FINISHED;
                 else if (l->promise != PROMISE_NONE)
