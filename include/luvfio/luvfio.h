@@ -143,7 +143,8 @@ struct luvfio_handlers {
          * run already, only luvfio_resumed() is called again. */
         void (*resume)(struct luvfio *l, const struct luvfio_event *event, void *userdata);
 
-        /* After luvfio_resumed(): nothing of the update is left. */
+        /* After luvfio_resumed(): nothing of the update is left. Where the connection was lost meanwhile, it
+         * comes when that is back. */
         void (*finished)(struct luvfio *l, const struct luvfio_event *event, void *userdata);
 };
 
