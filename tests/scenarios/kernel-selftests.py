@@ -43,9 +43,9 @@ def case(label, first, following):
     scripts = [selftests.script(SINGLE) + leaks + stage(1, kexec) + (vfio_stage(1) if ours else "") + jump.format("b"),
                selftests.BEGIN + stage(2, kexec) + (vfio_stage(2) if ours else "") + leaks + stage(1, kexec) + jump.format("a"),
                selftests.BEGIN + stage(2, kexec) + leaks]
-    # KASAN makes minutes of seconds.
-    more = ["-m", "6144", "--append", scenario.DEBUG_CMDLINE] if debug else ["-m", "4096"]
+    more = ["-m", "6144", "--append", scenario.DEBUG_CMDLINE] if debug else []
     result = selftests.host(label, first, *more, "--boot-deadline", "600", "--jump-deadline", "600", *["sh:" + s for s in scripts],
+                            # KASAN makes minutes of seconds.
                             deadline=2400 if debug else 300, following=following)
     scenario.ok(result.ok, f"{label}: three boots by two live updates", result.why())
     scenario.ok(not result.splats(), f"{label}: the kernels complain of nothing", "\n".join(result.splats()[:20]))

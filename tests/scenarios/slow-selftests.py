@@ -15,7 +15,7 @@ from selftests import SLOW, scenario  # noqa: E402 pylint: disable=wrong-import-
 
 
 def case(label, kernel):
-    result = selftests.host(label, kernel, "-m", "4096", "sh:" + selftests.script(SLOW), deadline=2400)
+    result = selftests.host(label, kernel, "sh:" + selftests.script(SLOW), deadline=2400)
     scenario.ok(result.ok, f"{label}: it gets to the end", result.why())
     # They have the device write to what is not mapped.
     splats = [line for line in result.splats() if "DMAR: " not in line]
