@@ -599,7 +599,10 @@ _public_ int luvfio_resumed(struct luvfio *l, uint64_t vcpus_running_usec)
 {
         int r;
 
-        l->promise = l->state == LUVFIO_STATE_RESUMING ? PROMISE_RESUMED : PROMISE_NONE;
+        if (l->state == LUVFIO_STATE_RESUMING)
+                l->promise = PROMISE_RESUMED;
+        else if (l->promise != PROMISE_RESUMED)
+                l->promise = PROMISE_NONE;
         if (l->registered && l->state != LUVFIO_STATE_RESUMING && l->state != LUVFIO_STATE_ABORTING)
                 return 0;
         r = answer(l, "Resumed", "vcpusRunningUSec", vcpus_running_usec);

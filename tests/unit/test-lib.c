@@ -841,6 +841,8 @@ START_TEST(test_incoming)
         command("D");
         expect(l, "ArLAr");
         ck_assert_int_eq(luvfio_resumed(l, 1), 0);
+        /* Once more changes nothing. */
+        ck_assert_int_eq(luvfio_resumed(l, 1), 0);
         /* The next one has, while nobody listened. */
         command("Srunning");
         command("D");
