@@ -163,7 +163,7 @@ def build_root():
         fill(folder / "template")
         # No root is made: it would take minutes.
         stub(folder, "mmdebstrap", f'while [ "$1" != trixie ]; do shift; done\ncp -a "{folder}/template" "$2"\necho >>"{made}"')
-        variables = environment(folder, LUVFIOD_MIRROR="http://nowhere.invalid/debian")
+        variables = environment(folder, LUVFIOD_MIRROR="file:/nowhere")
         variables.pop("LUVFIOD_IN_ROOT", None)
 
         def get():
