@@ -45,6 +45,10 @@ DEFINE_STRING_TABLE(luv_fd_outcome, FdOutcome);
 #define SIM_PREFIX "/memfd:luvfio-sim:"
 #define SIM_SUFFIX " (deleted)"
 #define SIM_RUNNING "+running"
+#define SIM_PRESERVED "+preserved"
+
+/* Of an iommufd that was retrieved from LUO, which has no character device behind it. */
+#define IOMMUFD_RETRIEVED "anon_inode:[iommufd]"
 
 static int fd_path(int fd, char **ret)
 {
@@ -98,6 +102,7 @@ static int identify_simulated(const char *path, FdIdentity *i, char **ret_reason
         if (!name)
                 return -ENOMEM;
         cut_end(name, SIM_SUFFIX);
+        cut_end(name, SIM_PRESERVED);
 
         if (streq(name, "iommufd")) {
                 i->kind = FD_KIND_IOMMUFD;
@@ -143,8 +148,9 @@ static int identify_regular(int fd, const struct stat *st, bool simulated, FdIde
         return 0;
 }
 
-/* The PCI address of a VFIO device's file, by the kernel's word. -ENOENT if it is none. */
-static int vfio_address(int fd, char **ret)
+/* What the kernel says of a file in its fdinfo, in the first line that begins with FIELD. -ENOENT if in
+ * none. */
+static int fdinfo_field(int fd, const char *field, char **ret)
 {
         _cleanup_free_ char *text = NULL;
         char path[48], *line, *rest;
@@ -156,14 +162,27 @@ static int vfio_address(int fd, char **ret)
                 return r;
         rest = text;
         while ((line = strsep(&rest, "\n"))) {
-                const char *syspath = startswith(line, "vfio-device-syspath:");
+                const char *value = startswith(line, field);
 
-                if (!syspath)
+                if (!value)
                         continue;
-                *ret = strdup(strrchr(syspath, '/') ? strrchr(syspath, '/') + 1 : syspath);
+                *ret = strdup(value + strspn(value, " \t"));
                 return *ret ? 0 : -ENOMEM;
         }
         return -ENOENT;
+}
+
+/* The PCI address of a VFIO device's file, by the kernel's word. -ENOENT if it is none. */
+static int vfio_address(int fd, char **ret)
+{
+        _cleanup_free_ char *syspath = NULL;
+        int r;
+
+        r = fdinfo_field(fd, "vfio-device-syspath:", &syspath);
+        if (r < 0)
+                return r;
+        *ret = strdup(strrchr(syspath, '/') ? strrchr(syspath, '/') + 1 : syspath);
+        return *ret ? 0 : -ENOMEM;
 }
 
 static int identify_character(const struct stat *st, FdIdentity *i, char **ret_reason)
@@ -260,8 +279,12 @@ int luv_fd_identify(int fd, bool simulated, FdIdentity *ret, char **ret_reason)
                         what = mode_to_string(st.st_mode);
                         if (!what && fd_path(fd, &path) >= 0)
                                 what = path;
-                        r = luv_reason(ret_reason, -EOPNOTSUPP, "is %s",
-                                       what ? what : "of no kind that is known");
+                        if (what && streq(what, IOMMUFD_RETRIEVED)) {
+                                i.kind = FD_KIND_IOMMUFD;
+                                r = 0;
+                        } else
+                                r = luv_reason(ret_reason, -EOPNOTSUPP, "is %s",
+                                               what ? what : "of no kind that is known");
                 }
         }
         if (r < 0)
@@ -270,12 +293,12 @@ int luv_fd_identify(int fd, bool simulated, FdIdentity *ret, char **ret_reason)
         return 0;
 }
 
-static bool is_simulated_running(int fd)
+static bool is_simulated(int fd, const char *promise)
 {
         _cleanup_free_ char *path = NULL;
 
         return fd_path(fd, &path) >= 0 && startswith(path, SIM_PREFIX) && cut_end(path, SIM_SUFFIX) &&
-               cut_end(path, SIM_RUNNING);
+               cut_end(path, promise);
 }
 
 uint64_t luv_fd_preserved(int fd)
@@ -296,8 +319,11 @@ uint64_t luv_fd_preserved(int fd)
 
         if (ioctl(fd, VFIO_DEVICE_FEATURE, &u) >= 0)
                 return u.reply.preserved;
-        if (is_simulated_running(fd))
+        if (is_simulated(fd, SIM_RUNNING))
                 return LUVFIO_PRESERVED_OWNER | LUVFIO_PRESERVED_STATE | LUVFIO_PRESERVED_DMA;
+        if (is_simulated(fd, SIM_PRESERVED))
+                return LUVFIO_PRESERVED_OWNER | LUVFIO_PRESERVED_STATE | LUVFIO_PRESERVED_DMA |
+                       LUVFIO_PRESERVED_IOMMU;
         /* Another kernel, or the device is not bound to an iommufd (yet). */
         return FD_PRESERVED_UNKNOWN;
 }
@@ -347,6 +373,26 @@ char *luv_fd_preserved_list(uint64_t preserved, bool set)
         return *l ? luv_strv_join(l, ", ") : strdup("nothing");
 }
 
+int luv_iommufd_blocker(int fd, char **ret)
+{
+        return fdinfo_field(fd, "liveupdate-blocked:", ret);
+}
+
+/* A kernel that preserves iommufds says so of each. */
+static bool iommufd_is_preserved(int fd)
+{
+        _cleanup_free_ char *word = NULL;
+
+        return fdinfo_field(fd, "liveupdate:", &word) >= 0 || is_simulated(fd, SIM_PRESERVED);
+}
+
+FdOutcome luv_device_outcome(uint64_t preserved)
+{
+        if (!luv_fd_preserved_running(preserved))
+                return FD_OUTCOME_RESET;
+        return preserved & LUVFIO_PRESERVED_IOMMU ? FD_OUTCOME_PRESERVED : FD_OUTCOME_RUNNING;
+}
+
 FdOutcome luv_fd_outcome(FdKind kind, int fd)
 {
         switch (kind) {
@@ -354,10 +400,9 @@ FdOutcome luv_fd_outcome(FdKind kind, int fd)
         case FD_KIND_STATE:
                 return FD_OUTCOME_PRESERVED;
         case FD_KIND_VFIO:
-                return luv_fd_preserved_running(luv_fd_preserved(fd)) ? FD_OUTCOME_RUNNING
-                                                                      : FD_OUTCOME_RESET;
+                return luv_device_outcome(luv_fd_preserved(fd));
         default:
-                return FD_OUTCOME_REBUILT;
+                return iommufd_is_preserved(fd) ? FD_OUTCOME_PRESERVED : FD_OUTCOME_REBUILT;
         }
 }
 

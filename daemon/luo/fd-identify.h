@@ -38,10 +38,10 @@ typedef struct FdIdentity {
 
 /*
  * Looks at FD with fstat, fdinfo, sysfs and probing ioctls that change nothing. With SIMULATED, memfds
- * named "luvfio-sim:iommufd" and "luvfio-sim:vfio:<pci address>" stand for the real thing; with "+running"
- * behind the address, for a device that the kernel keeps running.
- * 0; -EOPNOTSUPP if it is of no kind that can be preserved (*ret_reason says what it is, caller frees);
- * -EBADF if it is no open fd.
+ * named "luvfio-sim:iommufd" and "luvfio-sim:vfio:<pci address>" stand for the real thing; with "+preserved"
+ * behind it, for one that the kernel preserves; with "+running" behind the address, for a device that runs
+ * on and whose iommufd is not preserved. 0; -EOPNOTSUPP if it is of no kind that can be preserved
+ * (*ret_reason says what it is, caller frees); -EBADF if it is no open fd.
  */
 int luv_fd_identify(int fd, bool simulated, FdIdentity *ret, char **ret_reason);
 
@@ -66,5 +66,15 @@ int luv_fd_preserved_to_strv(uint64_t preserved, bool set, char ***ret);
 /* The same for people, as "owner, state"; "nothing". NULL if out of memory. */
 char *luv_fd_preserved_list(uint64_t preserved, bool set);
 
-/* What becomes of the file FD, identified as of that KIND, in the next live update. */
+/*
+ * Why the iommufd FD cannot be preserved as it is used now, by the kernel's word (a new string; the object
+ * and what is wrong with it). -ENOENT: nothing is known to be wrong.
+ */
+int luv_iommufd_blocker(int fd, char **ret);
+
+/* What becomes of a device of which that is preserved, as luv_fd_preserved(). */
+FdOutcome luv_device_outcome(uint64_t preserved);
+
+/* What becomes of the file FD, identified as of that KIND, in the next live update; of a device, together
+ * with its iommufd. */
 FdOutcome luv_fd_outcome(FdKind kind, int fd);

@@ -468,7 +468,7 @@ static int sim_preserve(SimSession *s, int fd, uint64_t token)
         if (r < 0)
                 return r;
         /* The kernel has no file handler for it. */
-        if (identity.kind == FD_KIND_IOMMUFD)
+        if (identity.kind == FD_KIND_IOMMUFD && luv_fd_outcome(FD_KIND_IOMMUFD, fd) == FD_OUTCOME_REBUILT)
                 return -ENOENT;
         r = file_held(sim, fd);
         if (r < 0)

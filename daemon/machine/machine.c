@@ -5,6 +5,8 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 
+#include <luvfio/plugin.h>
+
 #include "machine/machine.h"
 #include "machine/machine-private.h"
 #include "machine/peer.h"
@@ -298,12 +300,33 @@ static int add_device(Machine *m, const char *address)
         return 0;
 }
 
-uint64_t luv_machine_device_preserved(const Machine *m, const char *address)
+static bool has_preserved_iommufd(const Machine *m)
 {
         for (size_t i = 0; i < m->n_fds; i++)
+                if (m->fds[i]->kind == FD_KIND_IOMMUFD && m->fds[i]->outcome == FD_OUTCOME_PRESERVED)
+                        return true;
+        return false;
+}
+
+uint64_t luv_machine_device_preserved(const Machine *m, const char *address)
+{
+        uint64_t preserved = FD_PRESERVED_UNKNOWN;
+
+        for (size_t i = 0; i < m->n_fds; i++)
                 if (m->fds[i]->kind == FD_KIND_VFIO && streq(m->fds[i]->identity.device, address))
-                        return luv_fd_preserved(m->fds[i]->fd);
-        return FD_PRESERVED_UNKNOWN;
+                        preserved = luv_fd_preserved(m->fds[i]->fd);
+        /* What the kernel can do for a device, it does with its iommufd, or not at all. */
+        if (preserved != FD_PRESERVED_UNKNOWN && (preserved & LUVFIO_PRESERVED_IOMMU) &&
+            !has_preserved_iommufd(m))
+                preserved &= LUVFIO_PRESERVED_OWNER | LUVFIO_PRESERVED_SRIOV;
+        return preserved;
+}
+
+FdOutcome luv_machine_fd_outcome(const Machine *m, const MachineFd *f)
+{
+        if (f->kind == FD_KIND_VFIO)
+                return luv_device_outcome(luv_machine_device_preserved(m, f->identity.device));
+        return luv_fd_outcome(f->kind, f->fd);
 }
 
 MachineDevice *luv_machine_find_device(Machine *m, const char *address)

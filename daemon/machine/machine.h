@@ -187,8 +187,10 @@ void luv_machine_release_devices(Machine *m);
 uint64_t luv_machine_memory(const Machine *m);
 
 MachineDevice *luv_machine_find_device(Machine *m, const char *address);
-/* As luv_fd_preserved(), of the device that M has at ADDRESS. */
+/* As luv_fd_preserved(), of the device that M has at ADDRESS, by what M has handed over now. */
 uint64_t luv_machine_device_preserved(const Machine *m, const char *address);
+/* What becomes of F, which M holds, by what M has handed over now. */
+FdOutcome luv_machine_fd_outcome(const Machine *m, const MachineFd *f);
 
 /* Noted in the registry's folder; found there again after a restart of the daemon. */
 int luv_machine_note(Machine *m);

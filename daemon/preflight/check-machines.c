@@ -49,6 +49,14 @@ void luv_check_machines(const PreflightFacts *f, Findings *r)
                                                        "everything over again"
                                                      : "no memory of it was handed over");
                 }
+                if (m->iommufd_blocker) {
+                        s.remedy = "The VMM has to map guest memory by IOMMU_IOAS_MAP_FILE from memfds that "
+                                   "it "
+                                   "hands over, and nothing else: see the guide for VMM authors.";
+                        luv_blocker(r, "iommufd-blocked", &s,
+                                    "The address spaces of machine %s cannot be preserved: %s", m->name,
+                                    m->iommufd_blocker);
+                }
                 if (m->shares_control_group && !f->simulated) {
                         s.remedy = "Run the VMM in a unit of its own.";
                         luv_blocker(r, "machine-not-freezable", &s,

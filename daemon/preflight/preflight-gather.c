@@ -149,6 +149,10 @@ static int gather_machine(Preflight *p, Machine *m, const char *own_cgroup)
             luv_free_and_strdup(&x->reason, m->reason) < 0)
                 return -ENOMEM;
         gather_memory_of(m, x);
+        for (size_t i = 0; i < m->n_fds && !x->iommufd_blocker; i++)
+                if (m->fds[i]->kind == FD_KIND_IOMMUFD &&
+                    luv_iommufd_blocker(m->fds[i]->fd, &x->iommufd_blocker) == -ENOMEM)
+                        return -ENOMEM;
         if (x->in_control_group) {
                 _cleanup_free_ char *unit = luv_cgroup_of_unit(m->owner.cgroup);
 

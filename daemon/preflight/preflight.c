@@ -43,6 +43,7 @@ void luv_preflight_facts_done(PreflightFacts *f)
                 free(f->machines[i].name);
                 free(f->machines[i].unit);
                 free(f->machines[i].reason);
+                free(f->machines[i].iommufd_blocker);
         }
         free(f->machines);
         for (size_t i = 0; i < f->n_devices; i++) {

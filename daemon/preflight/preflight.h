@@ -24,6 +24,7 @@ typedef struct PreflightMachine {
         uint64_t bytes, holes; /* of its memfds */
         uint64_t headroom;     /* until its control group's memory.max; UINT64_MAX: no limit */
         int survives;          /* the drain: 1, 0, negative: not known */
+        char *iommufd_blocker; /* as luv_iommufd_blocker(), of one of its iommufds; NULL: none */
 } PreflightMachine;
 
 typedef struct PreflightDevice {

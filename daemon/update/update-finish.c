@@ -39,7 +39,7 @@ static void machine_runs(UpdateMachine *um)
                 if (f->kind == FD_KIND_STATE || f->fd < 0)
                         luv_machine_drop_fd(m, f);
                 else
-                        f->outcome = luv_fd_outcome(f->kind, f->fd);
+                        f->outcome = luv_machine_fd_outcome(m, f);
         }
         if (luv_strv_extend(&u->finished, m->name) < 0 || luv_update_write_journal(u) < 0)
                 luv_log_warning("That machine %s runs again is not noted for a restart of luvfiod", m->name);

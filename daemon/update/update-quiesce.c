@@ -61,7 +61,7 @@ static int write_record(Machine *m, int *ret_fd)
         for (size_t i = 0; i < m->n_fds; i++) {
                 /* It may not have been bound to an iommufd yet when it was handed over. */
                 if (m->fds[i]->kind == FD_KIND_VFIO)
-                        m->fds[i]->outcome = luv_fd_outcome(FD_KIND_VFIO, m->fds[i]->fd);
+                        m->fds[i]->outcome = luv_machine_fd_outcome(m, m->fds[i]);
                 fds[i] = (FdRecord) {
                         .name = m->fds[i]->name,
                         .kind = m->fds[i]->kind,
@@ -96,15 +96,37 @@ static int write_record(Machine *m, int *ret_fd)
         return luv_machine_record_write(&record, ret_fd);
 }
 
+/* A device for which more was promised than the kernel keeps of it, now that it has all there is; or NULL.
+ */
+static const MachineDevice *find_broken_promise(const Machine *m)
+{
+        for (size_t i = 0; i < m->n_devices; i++) {
+                const MachineDevice *d = m->devices + i;
+
+                if (d->promise && !streq(d->promise, "reset") &&
+                    !luv_fd_preserved_running(luv_machine_device_preserved(m, d->address)))
+                        return d;
+        }
+        return NULL;
+}
+
 /* Its files are in the session and its plugins are content: the record goes in last. */
 static void check_quiesced(UpdateMachine *um)
 {
         _cleanup_close_ int fd = -EBADF;
+        const MachineDevice *broken;
         Machine *m = um->machine;
         int r;
 
         if (!um->fds_done || um->n_devices_pending > 0 || um->update->aborting || um->sacrificed)
                 return;
+        broken = find_broken_promise(m);
+        if (broken) {
+                luv_update_fail(um->update, um,
+                                "device %s of machine %s would be reset, and its plugin promised \"%s\"",
+                                broken->address, m->name, broken->promise);
+                return;
+        }
         r = write_record(m, &fd);
         if (r >= 0)
                 r = luv_luo_session_set_cgroup(m->session, NULL);

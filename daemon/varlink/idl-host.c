@@ -73,7 +73,7 @@ static SD_VARLINK_DEFINE_STRUCT_TYPE(
         Promise,
         SD_VARLINK_FIELD_COMMENT("A kind of file descriptor (memfd, iommufd, vfio, state)."),
         SD_VARLINK_DEFINE_FIELD(kind, SD_VARLINK_STRING, 0),
-        SD_VARLINK_FIELD_COMMENT("What becomes of it over the jump: preserved, reset, running, rebuilt. For vfio: the least of all devices that machines have."),
+        SD_VARLINK_FIELD_COMMENT("What becomes of it over the jump: preserved, reset, running, rebuilt. For vfio and iommufd: the least of all that machines have."),
         SD_VARLINK_DEFINE_FIELD(outcome, SD_VARLINK_STRING, 0));
 
 static SD_VARLINK_DEFINE_STRUCT_TYPE(

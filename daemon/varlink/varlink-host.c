@@ -24,25 +24,28 @@
 
 /* Reading. */
 
-/* What this kernel makes of all files of a kind; of devices, the least of those that machines have. */
+/* What this kernel makes of all files of a kind; of devices and iommufds, the least of those that machines
+ * have. */
 static FdOutcome outcome_of_kind(MachineRegistry *machines, FdKind kind)
 {
-        bool any = false;
+        /* Of a file that is none, nothing is preserved that depends on how it is used. */
+        const FdOutcome least = luv_fd_outcome(kind, -EBADF);
+        FdOutcome all = _FD_OUTCOME_INVALID;
 
-        if (kind != FD_KIND_VFIO)
-                return luv_fd_outcome(kind, -EBADF);
-        for (size_t i = 0; i < luv_machine_registry_size(machines); i++) {
+        for (size_t i = 0; i < luv_machine_registry_size(machines) && all != least; i++) {
                 const Machine *m = luv_machine_registry_at(machines, i);
 
-                for (size_t k = 0; k < m->n_fds; k++) {
-                        if (m->fds[k]->kind != FD_KIND_VFIO)
+                for (size_t k = 0; k < m->n_fds && all != least; k++) {
+                        FdOutcome o;
+
+                        if (m->fds[k]->kind != kind)
                                 continue;
-                        if (luv_fd_outcome(FD_KIND_VFIO, m->fds[k]->fd) != FD_OUTCOME_RUNNING)
-                                return FD_OUTCOME_RESET;
-                        any = true;
+                        o = luv_machine_fd_outcome(m, m->fds[k]);
+                        if (all < 0 || all == FD_OUTCOME_PRESERVED || o == least)
+                                all = o;
                 }
         }
-        return any ? FD_OUTCOME_RUNNING : FD_OUTCOME_RESET;
+        return all >= 0 ? all : least;
 }
 
 static int build_promises(MachineRegistry *machines, sd_json_variant **ret)

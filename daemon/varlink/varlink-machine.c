@@ -510,6 +510,10 @@ static int hold(Connection *c, Machine *m, const PreserveParameters *p, FdKind k
                 return error_state(c, m);
         if (r < 0)
                 return r;
+        /* What becomes of a device depends on its iommufd, whichever comes first. */
+        for (size_t i = 0; i < m->n_fds; i++)
+                if (m->fds[i]->kind == FD_KIND_VFIO)
+                        m->fds[i]->outcome = luv_machine_fd_outcome(m, m->fds[i]);
         r = fd_to_json(f, &v);
         if (r < 0)
                 return r;

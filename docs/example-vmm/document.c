@@ -56,6 +56,7 @@ int state_write(const State *state, int *ret_fd)
         json_object_object_add(document, "version", json_object_new_int(STATE_VERSION));
         json_object_object_add(document, "ramSize", json_object_new_int64((int64_t) state->ram_size));
         json_object_object_add(document, "steps", json_object_new_int64((int64_t) state->steps));
+        json_object_object_add(document, "ioas", json_object_new_int64(state->ioas));
         if (state->has_checksum)
                 json_object_object_add(document, "checksum", json_hex(state->checksum));
         for (size_t i = 0; i < state->n_devices; i++) {
@@ -114,6 +115,7 @@ int state_read(int fd, State *ret)
 
         state.ram_size = (uint64_t) get_int(document, "ramSize");
         state.steps = (uint64_t) get_int(document, "steps");
+        state.ioas = (uint32_t) get_int(document, "ioas");
         checksum = get_string(document, "checksum");
         if (checksum) {
                 state.has_checksum = true;

@@ -186,6 +186,7 @@ static void state_take(Vmm *v, State *ret)
         *ret = (State) {
                 .ram_size = v->guest.size,
                 .steps = guest_header(&v->guest)->steps,
+                .ioas = v->iommu.ioas,
                 .n_devices = v->guest.n_devices,
                 .has_checksum = v->checksum,
         };
@@ -270,6 +271,7 @@ static int resume_iommu(Vmm *v, struct json_object *outcomes)
 
         if (info && info->outcome != LUVFIO_OUTCOME_REBUILT) {
                 v->iommu.fd = retrieve(v, "iommu", &outcome, outcomes);
+                v->iommu.ioas = v->quiesced.ioas;
                 return v->iommu.fd < 0 ? v->iommu.fd : 0;
         }
         json_object_object_add(outcomes, "iommu", json_object_new_string("rebuilt"));

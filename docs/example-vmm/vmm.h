@@ -151,6 +151,7 @@ typedef struct State {
         bool has_checksum;
         uint64_t checksum;
         uint64_t steps;
+        uint32_t ioas; /* of the iommufd, which has it under the same id where it is preserved */
         size_t n_devices;
         struct {
                 char bdf[16];

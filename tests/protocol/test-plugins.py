@@ -224,6 +224,21 @@ def broken_promise():
 
 
 @test
+def broken_promise_late():
+    """a device that is handed over after the checks: a promise that the kernel does not keep ends the update before the jump"""
+    with daemon() as (d, plugins):
+        plugins.set(promise="running")
+        v = d.vmm("bad", devices=[BAD], late_devices=True)
+        error = raises(HOST + "UpdateFailed", d.jump, state="quiescing")
+        for word in (BAD, "bad", "reset", '"running"'):
+            contains(error.parameters["reason"], word, "reason")
+        d.wait_state("idle")
+        d.wait_machines("running")
+        plugins.set()
+        d.update([v])
+
+
+@test
 def many_faults():
     """all devices' plugins crash at once"""
     with daemon() as (d, plugins):

@@ -309,6 +309,37 @@ def running_device():
 
 
 @test
+def preserved_iommufd():
+    """an iommufd that the kernel preserves: it comes back with its device as it was, by two updates"""
+    with Daemon() as d:
+        v = d.vmm("vm1", devices=["0000:00:04.0+preserved"])
+        promises = {p["kind"]: p["outcome"] for p in d.host("Describe")["promises"]}
+        equal(promises, {"memfd": "preserved", "state": "preserved", "iommufd": "preserved", "vfio": "preserved"}, "promises")
+        device = d.host("ListDevices")["devices"][0]
+        equal(device["preserved"], ["owner", "state", "dma", "iommu"], "preserved")
+        ids = {f["id"] for f in d.check()["findings"]}
+        true("device-reset" not in ids and "iommufd-blocked" not in ids, f"findings: {ids}")
+        for _ in range(2):
+            (v,) = d.update([v])
+            outcomes = {f["kind"]: f["outcome"] for f in v.register()["fileDescriptors"]}
+            equal(outcomes, {"memfd": "preserved", "iommufd": "preserved", "vfio": "preserved"}, "outcomes")
+
+
+@test
+def device_without_its_iommufd():
+    """a device that could be preserved, but whose iommufd is not: said to be reset, before the jump and after it"""
+    with Daemon() as d:
+        v = d.vmm("vm1", devices=["0000:00:04.0+preserved"], iommufd_preserved=False)
+        device = d.host("ListDevices")["devices"][0]
+        equal(device["preserved"], ["owner"], "preserved")
+        ids = {f["id"] for f in d.check()["findings"]}
+        true("device-reset" in ids, f"findings: {ids}")
+        (v,) = d.update([v])
+        outcomes = {f["kind"]: f["outcome"] for f in v.register()["fileDescriptors"]}
+        equal(outcomes["vfio"], "reset", "outcome")
+
+
+@test
 def introspection():
     """org.varlink.service describes both interfaces on both sockets"""
     with Daemon() as d:

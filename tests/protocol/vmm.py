@@ -41,8 +41,8 @@ def memfd(name, size=0, content=None, flags=os.MFD_CLOEXEC):
     return fd
 
 
-def iommufd():
-    return memfd("luvfio-sim:iommufd")
+def iommufd(preserved=False):
+    return memfd("luvfio-sim:iommufd" + ("+preserved" if preserved else ""))
 
 
 def vfio(address):
@@ -72,6 +72,7 @@ class _Child:
         self.ram_sizes = [options.get("ram_size", 64 * 1024)] * options.get("n_ram", 1)
         self.devices = list(options.get("devices", ()))
         self.late_devices = options.get("late_devices", False)
+        self.iommufd_preserved = options.get("iommufd_preserved", any(a.endswith("+preserved") for a in self.devices))
         self.vmm = options.get("vmm", "fake-vmm 1")
         self.secret = options.get("secret")
         self.use_secret = options.get("use_secret", False)
@@ -140,7 +141,7 @@ class _Child:
                 os.pwrite(fd, block, offset)
             self.fds[name] = ("memfd", fd)
         if self.devices and "iommufd" not in self.fds:
-            self.fds["iommufd"] = ("iommufd", iommufd())
+            self.fds["iommufd"] = ("iommufd", iommufd(self.iommufd_preserved))
         for address in self.devices:
             if f"device-{address}" not in self.fds:
                 self.fds[f"device-{address}"] = ("vfio", vfio(address))
@@ -246,7 +247,7 @@ class _Child:
         self.resumed()
         # What this kernel cannot preserve is made anew.
         self.fds.pop("state", None)
-        if self.devices:
+        if self.devices and "iommufd" not in self.fds:
             self.fds["iommufd"] = ("iommufd", iommufd())
             self.preserve("iommufd")
 

@@ -62,9 +62,12 @@ END_TEST
 START_TEST(preserved)
 {
         _cleanup_close_ int running = named_memfd("luvfio-sim:vfio:0000:00:04.0+running"),
-                            reset = named_memfd("luvfio-sim:vfio:0000:00:05.0");
+                            reset = named_memfd("luvfio-sim:vfio:0000:00:05.0"),
+                            whole = named_memfd("luvfio-sim:vfio:0000:00:06.0+preserved"),
+                            iommufd = named_memfd("luvfio-sim:iommufd+preserved"),
+                            rebuilt = named_memfd("luvfio-sim:iommufd");
         _cleanup_strv_ char **kept = NULL, **lost = NULL, **unknown = NULL;
-        _cleanup_free_ char *list = NULL, *nothing = NULL;
+        _cleanup_free_ char *list = NULL, *nothing = NULL, *blocker = NULL;
         FdIdentity i;
 
         ck_assert_int_eq(luv_fd_identify(running, true, &i, NULL), 0);
@@ -77,6 +80,15 @@ START_TEST(preserved)
         ck_assert_int_eq(luv_fd_outcome(FD_KIND_MEMFD, reset), FD_OUTCOME_PRESERVED);
         ck_assert_int_eq(luv_fd_outcome(FD_KIND_STATE, reset), FD_OUTCOME_PRESERVED);
         ck_assert_int_eq(luv_fd_outcome(FD_KIND_IOMMUFD, -EBADF), FD_OUTCOME_REBUILT);
+        ck_assert_int_eq(luv_fd_outcome(FD_KIND_IOMMUFD, rebuilt), FD_OUTCOME_REBUILT);
+        ck_assert_int_eq(luv_fd_outcome(FD_KIND_IOMMUFD, iommufd), FD_OUTCOME_PRESERVED);
+        ck_assert_int_eq(luv_iommufd_blocker(iommufd, &blocker), -ENOENT);
+        ck_assert_int_eq(luv_fd_identify(iommufd, true, &i, NULL), 0);
+        ck_assert_int_eq(i.kind, FD_KIND_IOMMUFD);
+        ck_assert_int_eq(luv_fd_identify(whole, true, &i, NULL), 0);
+        ck_assert_str_eq(i.device, "0000:00:06.0");
+        ck_assert_uint_eq(luv_fd_preserved(whole), 15);
+        ck_assert_int_eq(luv_fd_outcome(FD_KIND_VFIO, whole), FD_OUTCOME_PRESERVED);
 
         ck_assert(luv_fd_preserved_running(7) && luv_fd_preserved_running(6 | UINT64_C(1) << 40));
         ck_assert(!luv_fd_preserved_running(3) && !luv_fd_preserved_running(5));

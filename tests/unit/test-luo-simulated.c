@@ -116,7 +116,9 @@ START_TEST(preserve)
         _cleanup_close_ int ram = make_memfd("ram", "x"), other = make_memfd("other", "y"),
                             copy = fcntl(ram, F_DUPFD_CLOEXEC, 3),
                             vfio = make_memfd("luvfio-sim:vfio:0000:00:04.0", ""),
-                            iommufd = make_memfd("luvfio-sim:iommufd", ""), events = eventfd(0, EFD_CLOEXEC);
+                            iommufd = make_memfd("luvfio-sim:iommufd", ""),
+                            kept = make_memfd("luvfio-sim:iommufd+preserved", ""),
+                            events = eventfd(0, EFD_CLOEXEC);
 
         ck_assert_int_eq(do_create(event, l, "luvfio-a-1", &a), 0);
         ck_assert_int_eq(do_create(event, l, "luvfio-b-1", &b), 0);
@@ -128,6 +130,7 @@ START_TEST(preserve)
         ck_assert_int_eq(do_preserve(event, b, vfio, 2), 0);
         /* No file handler in this kernel, or in none. */
         ck_assert_int_eq(do_preserve(event, b, iommufd, 3), -ENOENT);
+        ck_assert_int_eq(do_preserve(event, b, kept, 4), 0);
         ck_assert_int_eq(do_preserve(event, b, events, 3), -ENOENT);
         ck_assert_int_eq(luv_luo_session_preserve(b, -1, 3, 0, waited_done, NULL, NULL), -EBADF);
         /* Of an outgoing session. */

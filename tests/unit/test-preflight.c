@@ -234,6 +234,9 @@ START_TEST(machines)
         m.shares_control_group = true;
         expect(&f, "machine-not-freezable", SEVERITY_BLOCKER, "vm1", NULL);
         m = good_machine();
+        m.iommufd_blocker = (char *) "ioas 2 iova 0x1000-0x1fff: anonymous memory";
+        expect(&f, "iommufd-blocked", SEVERITY_BLOCKER, "vm1", NULL);
+        m = good_machine();
         m.survives = 0;
         expect(&f, "machine-not-drain-safe", SEVERITY_BLOCKER, "vm1", NULL);
         f = good();
