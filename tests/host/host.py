@@ -49,6 +49,8 @@ def parse_arguments(argv):
     p.add_argument("--next", default="b", metavar="KERNEL", help="/boot/vmlinuz-b")
     p.add_argument("--device", action="append", default=[], metavar="KIND[,PROPERTY=VALUE...][@PLACE]",
                    help="igb, nvme, virtio-rng, edu or any of QEMU's; PLACE is root-port, switch, pxb or root")
+    p.add_argument("--iommu", action="append", default=[], metavar="PROPERTY=VALUE",
+                   help="of the IOMMU, instead of intremap=on and caching-mode=on")
     p.add_argument("--no-iommu", action="store_true")
     p.add_argument("--cpu", default="max")
     p.add_argument("--smp", type=int, default=2)

@@ -136,7 +136,7 @@ def command(args, out, kernel, initrd, disks, cmdline, environment):
     iommu = []
     if not args.no_iommu:
         machine += ",kernel-irqchip=split"
-        iommu = ["-device", "intel-iommu,intremap=on,caching-mode=on"]
+        iommu = ["-device", ",".join(["intel-iommu", *(args.iommu or ["intremap=on", "caching-mode=on"])])]
 
     events = out / "trace-events"
     events.write_text("".join(f"{e}\n" for e in (args.trace or TRACE) if e != "none"))
