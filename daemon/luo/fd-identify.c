@@ -301,24 +301,42 @@ static bool is_simulated(int fd, const char *promise)
                cut_end(path, promise);
 }
 
-uint64_t luv_fd_preserved(int fd)
+static int feature_liveupdate(int fd, uint32_t operation, uint64_t *preserved)
 {
-        /* What the kernel gives is behind the request. */
+        /* What it is about is behind the request. */
         union {
                 struct vfio_device_feature feature;
                 struct {
                         uint32_t argsz, flags;
                         uint64_t preserved;
-                } reply;
+                } data;
         } u = {
-                .reply = {
+                .data = {
                         .argsz = sizeof(u),
-                        .flags = VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_LIVEUPDATE,
+                        .flags = operation | VFIO_DEVICE_FEATURE_LIVEUPDATE,
+                        .preserved = *preserved,
                 },
         };
 
-        if (ioctl(fd, VFIO_DEVICE_FEATURE, &u) >= 0)
-                return u.reply.preserved;
+        if (ioctl(fd, VFIO_DEVICE_FEATURE, &u) < 0)
+                return negative_errno();
+        *preserved = u.data.preserved;
+        return 0;
+}
+
+int luv_fd_latch_interrupts(int fd, bool latch)
+{
+        uint64_t preserved = latch ? LUVFIO_PRESERVED_INTERRUPTS : 0;
+
+        return feature_liveupdate(fd, VFIO_DEVICE_FEATURE_SET, &preserved);
+}
+
+uint64_t luv_fd_preserved(int fd)
+{
+        uint64_t preserved = 0;
+
+        if (feature_liveupdate(fd, VFIO_DEVICE_FEATURE_GET, &preserved) >= 0)
+                return preserved;
         if (is_simulated(fd, SIM_RUNNING))
                 return LUVFIO_PRESERVED_OWNER | LUVFIO_PRESERVED_STATE | LUVFIO_PRESERVED_DMA;
         if (is_simulated(fd, SIM_PRESERVED))

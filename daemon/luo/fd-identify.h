@@ -57,6 +57,11 @@ int luv_fd_same(int a, int b);
  */
 #define FD_PRESERVED_UNKNOWN UINT64_MAX
 uint64_t luv_fd_preserved(int fd);
+/*
+ * Has the kernel and the device of the VFIO file FD hold back the interrupts that are on, or let them go
+ * again. -EOPNOTSUPP or -ENOTTY: it has none on that can be held back.
+ */
+int luv_fd_latch_interrupts(int fd, bool latch);
 /* The device goes on doing DMA, from where it is. */
 bool luv_fd_preserved_running(uint64_t preserved);
 /* The names of those bits that are set in PRESERVED, or of those that are not; a new list, empty if not

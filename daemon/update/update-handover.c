@@ -120,7 +120,8 @@ static void ask_for_refusal(Update *u)
                         *d = (DeviceStep) { .um = um, .device = k };
                         if (!m->devices[k].plugin ||
                             luv_plugin_call(u->config.plugins, PLUGIN_OP_QUIESCED, m->devices[k].plugin,
-                                            m->devices[k].address, NULL, FD_PRESERVED_UNKNOWN,
+                                            m->devices[k].address, NULL,
+                                            luv_machine_device_preserved(m, m->devices[k].address),
                                             luv_now_usec() + USEC_PER_SEC / 2, on_refusal, d, &d->call) < 0)
                                 continue;
                         u->n_refusals++;

@@ -9,6 +9,22 @@
 /* Quiescing: from the first vCPU that stops here every microsecond is the guests'. All machines at the same
  * time. */
 
+/* Interrupts that a VMM has left on are held back by devices that can. Of the others the plugins tell. */
+static void latch_interrupts(const Machine *m, bool latch)
+{
+        for (size_t i = 0; i < m->n_fds; i++) {
+                int r;
+
+                if (m->fds[i]->kind != FD_KIND_VFIO)
+                        continue;
+                r = luv_fd_latch_interrupts(m->fds[i]->fd, latch);
+                if (r < 0 && r != -EOPNOTSUPP && r != -ENOTTY)
+                        luv_log_error(r, "The interrupts of device %s of machine %s cannot be %s",
+                                      m->fds[i]->identity.device, m->name,
+                                      latch ? "latched" : "let go again");
+        }
+}
+
 static int undo_quiesce(Update *u)
 {
         size_t n = luv_machine_registry_size(u->config.machines);
@@ -21,6 +37,7 @@ static int undo_quiesce(Update *u)
                     (m->state != MACHINE_QUIESCING && m->state != MACHINE_QUIESCED &&
                      m->state != MACHINE_COMMITTED))
                         continue;
+                latch_interrupts(m, false);
                 luv_machine_set_state(m, MACHINE_ABORTING);
                 luv_update_tell(um, MACHINE_EVENT_ABORT, u->reason);
         }
@@ -257,6 +274,7 @@ int luv_update_quiesced(Update *u, Machine *m, uint64_t stopped_usec)
         luv_machine_set_state(m, MACHINE_QUIESCED);
         um->fds_done = false;
         um->step = STEP_WORKING;
+        latch_interrupts(m, true);
         ask_devices(um);
         if (u->aborting || um->sacrificed)
                 return 0;

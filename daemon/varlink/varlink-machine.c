@@ -517,6 +517,9 @@ static int hold(Connection *c, Machine *m, const PreserveParameters *p, FdKind k
         r = fd_to_json(f, &v);
         if (r < 0)
                 return r;
+        /* A luvfiod that was killed may have left it like that. */
+        if (kind == FD_KIND_VFIO && m->state == MACHINE_RUNNING)
+                (void) luv_fd_latch_interrupts(f->fd, false);
         (void) note(m);
         luv_update_held(c->server->config.update, m, f);
         if (kind == FD_KIND_STATE && luv_update_is_late(m))

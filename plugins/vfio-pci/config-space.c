@@ -21,7 +21,11 @@
 #define CAPABILITY_MSIX 0x11u
 #define MSI_CONTROL 2u
 #define MSI_ENABLE 0x0001u
+#define MSI_VECTORS_SHIFT 4
+#define MSI_64BIT 0x0080u
+#define MSI_MASKABLE 0x0100u
 #define MSIX_ENABLE 0x8000u
+#define MSIX_FUNCTION_MASK 0x4000u
 
 #define EXPRESS_SLOT_CAPABILITIES 0x14u
 #define EXPRESS_SLOT_CONTROL 0x18u
@@ -104,17 +108,31 @@ struct msi_search {
         struct msi_state *state;
 };
 
+/* Every vector that is in use. */
+static int msi_is_masked(const unsigned char *config, unsigned offset, uint16_t flags)
+{
+        unsigned mask = offset + (flags & MSI_64BIT ? 0x10u : 0x0cu),
+                 vectors = 1u << (flags >> MSI_VECTORS_SHIFT & 7);
+        uint32_t used = vectors < 32 ? (1u << vectors) - 1 : UINT32_MAX;
+
+        return (flags & MSI_MASKABLE) && mask + 4 <= CONFIG_SIZE && (get32(config + mask) & used) == used;
+}
+
 static void find_msi(void *userdata, unsigned id, unsigned offset)
 {
         struct msi_search *s = userdata;
         unsigned control = offset + MSI_CONTROL;
 
+        uint16_t flags = get16(s->config + control);
+
         if (id == CAPABILITY_MSI) {
                 s->state->msi_control = control;
-                s->state->msi_on = !!(get16(s->config + control) & MSI_ENABLE);
+                s->state->msi_on = !!(flags & MSI_ENABLE);
+                s->state->msi_masked = msi_is_masked(s->config, offset, flags);
         } else if (id == CAPABILITY_MSIX) {
                 s->state->msix_control = control;
-                s->state->msix_on = !!(get16(s->config + control) & MSIX_ENABLE);
+                s->state->msix_on = !!(flags & MSIX_ENABLE);
+                s->state->msix_masked = !!(flags & MSIX_FUNCTION_MASK);
         }
 }
 

@@ -12,10 +12,12 @@
 
 #define PCI_BARS 6
 
-/* Where a device's MSI and MSI-X are controlled, 0 if it has none, and whether they are on. */
+/* Where a device's MSI and MSI-X are controlled, 0 if it has none; whether they are on, and whether the
+ * device holds all of them back. */
 struct msi_state {
         unsigned msi_control, msix_control;
         int msi_on, msix_on;
+        int msi_masked, msix_masked;
 };
 
 struct identity {

@@ -392,6 +392,8 @@ START_TEST(promises)
                 { LUVFIO_PRESERVED_OWNER | LUVFIO_PRESERVED_DMA | LUVFIO_PRESERVED_IOMMU, "reset" },
                 { LUVFIO_PRESERVED_OWNER | LUVFIO_PRESERVED_STATE | LUVFIO_PRESERVED_DMA, "running" },
                 { LUVFIO_PRESERVED_STATE | LUVFIO_PRESERVED_DMA | UINT64_C(1) << 40, "running" },
+                { LUVFIO_PRESERVED_OWNER | LUVFIO_PRESERVED_INTERRUPTS, "reset" },
+                { LUVFIO_PRESERVED_STATE | LUVFIO_PRESERVED_DMA | LUVFIO_PRESERVED_INTERRUPTS, "latched" },
         };
         _cleanup_free_ char *plan = NULL, *part = luv_strf("\"promise\":\"%s\"", words[_i].promise);
         _cleanup_answer_ Answer a = {};
@@ -401,7 +403,9 @@ START_TEST(promises)
         ck_assert_str_eq(sd_json_variant_string(sd_json_variant_by_key(a.ok, "promise")), words[_i].promise);
         plan = make_plan();
         ck_assert_ptr_nonnull(strstr(plan, part));
-        check_findings(streq(words[_i].promise, "reset") ? "note:device-reset" : "");
+        check_findings(streq(words[_i].promise, "reset")     ? "note:device-reset"
+                       : streq(words[_i].promise, "running") ? "note:interrupts-off"
+                                                             : "note:interrupts-latched");
 }
 END_TEST
 
@@ -414,7 +418,7 @@ START_TEST(why_it_is_reset)
         link_to(IN_DEVICE("iommu_group"), "../../../../kernel/iommu_groups/3");
         preserved = LUVFIO_PRESERVED_OWNER;
         behind = first_message();
-        ck_assert_str_eq(behind, "it is behind an IOMMU, which this kernel does not preserve yet");
+        ck_assert_str_eq(behind, "this kernel does not preserve it together with its iommufd");
 }
 END_TEST
 
@@ -528,6 +532,52 @@ START_TEST(quiesced_intx)
         /* A device without a line. */
         put(IN_DEVICE("irq"), "0\n");
         succeeds(HOST_OP_QUIESCED, NULL);
+}
+END_TEST
+
+/* Held back is as good as off, if the kernel says that it will be delivered. */
+START_TEST(quiesced_latched)
+{
+        preserved = LUVFIO_PRESERVED_STATE | LUVFIO_PRESERVED_DMA | LUVFIO_PRESERVED_INTERRUPTS;
+        make_folder(IN_DEVICE("msi_irqs"));
+        put(IN_DEVICE("msi_irqs/24"), "msix\n");
+        put("kernel/irq/24/actions", "vfio-msix[0](" DEVICE ")\n");
+        set16(config, MSIX + 2, 0x8009);
+        write_config();
+        FAILS(HOST_OP_QUIESCED, NULL, "its MSI-X interrupts are on");
+        set16(config, MSIX + 2, 0xc009);
+        write_config();
+        succeeds(HOST_OP_QUIESCED, NULL);
+        /* A handler, and nothing at the device that holds anything back. */
+        set16(config, MSIX + 2, 0x4009);
+        write_config();
+        FAILS(HOST_OP_QUIESCED, NULL, "its MSI-X interrupts are on");
+
+        /* Two vectors in use; each has to be masked. */
+        put("kernel/irq/24/actions", "vfio-msi[0](" DEVICE ")\n");
+        set16(config, MSI + 2, 0x0111);
+        set16(config, MSI + 0x0c, 0x0001);
+        write_config();
+        FAILS(HOST_OP_QUIESCED, NULL, "its MSI interrupts are on");
+        set16(config, MSI + 0x0c, 0x0003);
+        write_config();
+        succeeds(HOST_OP_QUIESCED, NULL);
+        /* It has no mask. */
+        set16(config, MSI + 2, 0x0011);
+        write_config();
+        FAILS(HOST_OP_QUIESCED, NULL, "its MSI interrupts are on");
+        set16(config, MSI + 2, 0x0110);
+        put("kernel/irq/24/actions", "\n");
+
+        put("kernel/irq/16/actions", "vfio-intx(" DEVICE ")\n");
+        set16(config, 0x04, 0x0006);
+        write_config();
+        FAILS(HOST_OP_QUIESCED, NULL, "its INTx interrupts are on");
+        set16(config, 0x04, 0x0406);
+        write_config();
+        succeeds(HOST_OP_QUIESCED, NULL);
+        preserved &= ~LUVFIO_PRESERVED_INTERRUPTS;
+        FAILS(HOST_OP_QUIESCED, NULL, "its INTx interrupts are on");
 }
 END_TEST
 
@@ -931,6 +981,7 @@ static Suite *suite(void)
         tcase_add_test(t, quiesced_msi);
         tcase_add_test(t, quiesced_msix);
         tcase_add_test(t, quiesced_intx);
+        tcase_add_test(t, quiesced_latched);
         tcase_add_test(t, quiesced_handlers);
         tcase_add_test(t, quiesced_cannot_be_told);
         tcase_add_loop_test(t, damaged_capabilities, 0, ELEMENTSOF(damage));

@@ -57,7 +57,7 @@ static enum luvfio_promise kernel_promise(const struct luvfio_host *host, struct
         if (!LUVFIO_HOST_HAS(host, preserved) || host->preserved(device, &preserved) < 0 ||
             (preserved & running) != running)
                 return LUVFIO_PROMISE_RESET;
-        return LUVFIO_PROMISE_RUNNING;
+        return preserved & LUVFIO_PRESERVED_INTERRUPTS ? LUVFIO_PROMISE_LATCHED : LUVFIO_PROMISE_RUNNING;
 }
 
 static int is_driven(const struct luvfio_host *host, struct luvfio_device *device, char *driver, size_t size)
@@ -89,6 +89,29 @@ static int vfio_pci_match(const struct luvfio_host *host, struct luvfio_device *
         return SCORE;
 }
 
+static void preflight_promise(const struct luvfio_host *host, struct luvfio_device *device)
+{
+        switch (kernel_promise(host, device)) {
+        case LUVFIO_PROMISE_LATCHED:
+                host->add_finding(device, LUVFIO_NOTE, "interrupts-latched", NULL,
+                                  "its interrupts may stay on: the device holds them back during the jump, "
+                                  "and they arrive "
+                                  "afterwards");
+                break;
+        case LUVFIO_PROMISE_RUNNING:
+                host->add_finding(device, LUVFIO_NOTE, "interrupts-off", NULL,
+                                  "its interrupts have to be off during the jump: its VMM injects one of "
+                                  "each afterwards");
+                break;
+        default:
+                host->add_finding(device, LUVFIO_NOTE, "device-reset", NULL, "%s",
+                                  has_path(host, device, "iommu_group")
+                                                  ? "this kernel does not preserve it together with its "
+                                                    "iommufd"
+                                                  : "this kernel does not keep it running");
+        }
+}
+
 static void preflight_kernel(const struct luvfio_host *host, struct luvfio_device *device)
 {
         char state[16];
@@ -108,12 +131,8 @@ static void preflight_kernel(const struct luvfio_host *host, struct luvfio_devic
                                   "boot a kernel with CONFIG_VFIO_PCI_LIVEUPDATE, or update this plugin",
                                   "this kernel has no way to preserve a vfio-pci device that the plugin "
                                   "knows");
-        else if (kernel_promise(host, device) == LUVFIO_PROMISE_RESET)
-                host->add_finding(device, LUVFIO_NOTE, "device-reset", NULL, "%s",
-                                  has_path(host, device, "iommu_group")
-                                                  ? "it is behind an IOMMU, which this kernel does not "
-                                                    "preserve yet"
-                                                  : "this kernel does not keep it running");
+        else
+                preflight_promise(host, device);
 }
 
 static void preflight_sriov(const struct luvfio_host *host, struct luvfio_device *device)
@@ -195,6 +214,7 @@ static int vfio_pci_quiesced(const struct luvfio_host *host, struct luvfio_devic
         struct handlers_found found = { 0 };
         struct msi_state msi;
         char driver[64], types[64];
+        uint16_t command;
         int r;
 
         r = is_driven(host, device, driver, sizeof(driver));
@@ -210,6 +230,22 @@ static int vfio_pci_quiesced(const struct luvfio_host *host, struct luvfio_devic
         if (r < 0)
                 return host->set_reason(device, r, "the kernel's interrupt handlers cannot be read: %s",
                                         strerror(-r));
+
+        /*
+         * Latched ones are on, and held back by the device: the kernel says that it latches, and the device
+         * that it does. Whatever the kernel says, what is not held back is on.
+         */
+        if (kernel_promise(host, device) == LUVFIO_PROMISE_LATCHED) {
+                r = config_read16(host, device, PCI_COMMAND, &command);
+                if (r < 0)
+                        return r;
+                if (command & PCI_COMMAND_INTX_DISABLE)
+                        found.intx = 0;
+                if (msi.msi_on && msi.msi_masked)
+                        found.msi = msi.msi_on = 0;
+                if (msi.msix_on && msi.msix_masked)
+                        found.msix = msi.msix_on = 0;
+        }
 
         /*
          * The device says whether MSI and MSI-X are on. It does not for INTx, whose disable bit is the same
