@@ -246,6 +246,47 @@ int device_interrupts_off(Device *d)
         return 0;
 }
 
+/* Of luvfiod's kernel series, as include/uapi/linux/vfio.h there has it. */
+#define VFIO_DEVICE_FEATURE_LIVEUPDATE 0x4c55
+#define VFIO_LIVEUPDATE_IRQ (1ULL << 4)
+
+static int feature_liveupdate(Device *d, uint32_t operation, uint64_t *preserved)
+{
+        union {
+                struct vfio_device_feature feature;
+                struct {
+                        uint32_t argsz, flags;
+                        uint64_t preserved;
+                } data;
+        } u = {
+                .data = {
+                        .argsz = sizeof(u),
+                        .flags = operation | VFIO_DEVICE_FEATURE_LIVEUPDATE,
+                        .preserved = *preserved,
+                },
+        };
+
+        if (d->driver == &simulated_driver || ioctl(d->fd, VFIO_DEVICE_FEATURE, &u) < 0)
+                return -EOPNOTSUPP;
+        *preserved = u.data.preserved;
+        return 0;
+}
+
+bool device_latches(Device *d)
+{
+        uint64_t preserved = 0;
+
+        return feature_liveupdate(d, VFIO_DEVICE_FEATURE_GET, &preserved) >= 0 &&
+               (preserved & VFIO_LIVEUPDATE_IRQ);
+}
+
+void device_unlatch(Device *d)
+{
+        uint64_t preserved = 0;
+
+        (void) feature_liveupdate(d, VFIO_DEVICE_FEATURE_SET, &preserved);
+}
+
 void device_interrupt_drain(Device *d)
 {
         eventfd_t count;

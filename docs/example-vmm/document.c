@@ -65,6 +65,8 @@ int state_write(const State *state, int *ret_fd)
                 json_object_object_add(device, "bdf", json_object_new_string(state->devices[i].bdf));
                 json_object_object_add(device, "rounds",
                                        json_object_new_int64((int64_t) state->devices[i].rounds));
+                json_object_object_add(device, "latched",
+                                       json_object_new_boolean(state->devices[i].latched));
                 json_object_array_add(devices, device);
         }
         json_object_object_add(document, "devices", devices);
@@ -133,6 +135,7 @@ int state_read(int fd, State *ret)
                         goto out;
                 snprintf(state.devices[state.n_devices].bdf, sizeof(state.devices->bdf), "%s", bdf);
                 state.devices[state.n_devices].rounds = (uint64_t) get_int(device, "rounds");
+                state.devices[state.n_devices].latched = get_int(device, "latched") > 0;
         }
         *ret = state;
         r = 0;
@@ -173,6 +176,8 @@ void report(const char *path, const char *event, const char *machine, const Gues
                                                json_object_new_int64((int64_t) d->area->rounds));
                         json_object_object_add(device, "interrupts",
                                                json_object_new_int64((int64_t) d->area->interrupts));
+                        json_object_object_add(device, "heard", json_object_new_int64(d->heard));
+                        json_object_object_add(device, "told", json_object_new_int64(d->told));
                 }
                 json_object_array_add(devices, device);
         }

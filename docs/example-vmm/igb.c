@@ -58,9 +58,11 @@ enum {
 #define PHY_CONTROL 0U
 #define PHY_AUTONEG_RESTART 0x1200U
 #define PHY_LOOPBACK_1000_FULL 0x4140U
-/* On; unicast and multicast of others, broadcast; MAC loopback; no checksum behind the frame. */
+/* On; broadcast, MAC loopback, no checksum behind the frame. */
 #define RCTL_ON BIT(1)
-#define RCTL_MODE (BIT(3) | BIT(4) | BIT(15) | BIT(6) | BIT(26))
+#define RCTL_MODE (BIT(15) | BIT(6) | BIT(26))
+/* What comes from outside, to whomever. */
+#define RCTL_LISTEN (BIT(3) | BIT(4) | BIT(15) | BIT(26))
 #define TCTL_ON_PAD (BIT(1) | BIT(3))
 #define QUEUE_ON BIT(25)
 #define SRRCTL_ONE_BUFFER (1U << 25)
@@ -90,6 +92,21 @@ typedef struct Igb {
         _Alignas(128) uint8_t sent[2048];
         uint8_t received[2048];
 } Igb;
+
+#define MAIL_BUFFER 2048U
+
+/* In the device's mail area: one place of a ring stays empty. */
+typedef struct Mail {
+        Descriptor rx[RING];
+        uint8_t buffers[RING - 1][MAIL_BUFFER];
+} Mail;
+
+_Static_assert(sizeof(Mail) <= DEVICE_MAIL_SIZE, "the mail area is too small");
+
+static Mail *mail_of(Device *d)
+{
+        return (Mail *) ((uint8_t *) d->area + DEVICE_MAIL_OFFSET);
+}
 
 static Igb *igb_of(Device *d)
 {
@@ -121,12 +138,12 @@ static int phy_write(Device *d, uint32_t reg, uint32_t value)
 }
 
 static void ring_set(Device *d, uint32_t base, uint32_t length, uint32_t head, uint32_t tail,
-                     const Descriptor *ring)
+                     const Descriptor *ring, uint32_t place)
 {
         device_write64(d, base, iova_of(d, ring));
         device_write32(d, length, RING * sizeof(Descriptor));
-        device_write32(d, head, 0);
-        device_write32(d, tail, 0);
+        device_write32(d, head, place);
+        device_write32(d, tail, place);
 }
 
 static int igb_start(Device *d)
@@ -160,8 +177,8 @@ static int igb_start(Device *d)
                                        CTRL_LINK_UP);
 
         memset(igb, 0, sizeof(*igb));
-        ring_set(d, TDBAL, TDLEN, TDH, TDT, igb->tx);
-        ring_set(d, RDBAL, RDLEN, RDH, RDT, igb->rx);
+        ring_set(d, TDBAL, TDLEN, TDH, TDT, igb->tx, 0);
+        ring_set(d, RDBAL, RDLEN, RDH, RDT, igb->rx, 0);
         device_write32(d, TXDCTL, QUEUE_ON);
         device_write32(d, SRRCTL, SRRCTL_ONE_BUFFER);
         device_write32(d, RXDCTL, QUEUE_ON);
@@ -252,6 +269,56 @@ static int igb_restart(Device *d)
         return 0;
 }
 
+/* Another receive ring, for frames from outside. */
+static int receive_from(Device *d, const Descriptor *ring, uint32_t head, uint32_t tail)
+{
+        int r;
+
+        device_write32(d, RXDCTL, 0);
+        r = device_poll32(d, RXDCTL, QUEUE_ON, 0, 1000);
+        if (r >= 0) {
+                ring_set(d, RDBAL, RDLEN, RDH, RDT, ring, head);
+                device_write32(d, RXDCTL, QUEUE_ON);
+                r = device_poll32(d, RXDCTL, QUEUE_ON, QUEUE_ON, 1000);
+        }
+        if (r < 0)
+                return log_error(r, "igb %s: the receive queue cannot be changed", d->bdf);
+        device_write32(d, RDT, tail);
+        return 0;
+}
+
+static int igb_listen(Device *d)
+{
+        Mail *mail = mail_of(d);
+        int r;
+
+        memset(mail, 0, sizeof(*mail));
+        for (unsigned i = 0; i < RING - 1; i++)
+                mail->rx[i].address = iova_of(d, mail->buffers[i]);
+        r = receive_from(d, mail->rx, 0, RING - 1);
+        if (r < 0)
+                return r;
+        /* The first frame is told, if anybody listens to that: the vector masks itself. */
+        device_write32(d, EICR, UINT32_MAX);
+        device_write32(d, EIMS, 1);
+        device_write32(d, RCTL, RCTL_LISTEN | RCTL_ON);
+        return 0;
+}
+
+static int igb_listened(Device *d, unsigned *ret)
+{
+        const Mail *mail = mail_of(d);
+        Igb *igb = igb_of(d);
+        unsigned n = 0;
+
+        device_write32(d, RCTL, RCTL_MODE);
+        (void) device_read32(d, STATUS);
+        while (n < RING - 1 && (*(const volatile uint32_t *) &mail->rx[n].low & DONE))
+                n++;
+        *ret = n;
+        return receive_from(d, igb->rx, igb->tail, igb->tail);
+}
+
 const Driver igb_driver = {
         .name = "igb",
         .match = igb_match,
@@ -259,4 +326,6 @@ const Driver igb_driver = {
         .round = igb_round,
         .stop = igb_stop,
         .restart = igb_restart,
+        .listen = igb_listen,
+        .listened = igb_listened,
 };

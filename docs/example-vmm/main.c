@@ -147,6 +147,41 @@ static int keep_type(const Vmm *v)
         }
 }
 
+/* For an interrupt that the device has held back and that nothing holds back any more. */
+#define LATE_INTERRUPT_MS 1000
+
+/* What the kernel leaves running may as well go on hearing what comes from outside. */
+static int device_listen(Vmm *v, Device *d)
+{
+        const struct luvfio_fd *info;
+        char name[32];
+
+        snprintf(name, sizeof(name), "vfio-%s", d->bdf);
+        info = v->l ? luvfio_find_fd(v->l, name) : NULL;
+        d->area->listening = info && d->driver->listen &&
+                             (info->outcome == LUVFIO_OUTCOME_PRESERVED ||
+                              info->outcome == LUVFIO_OUTCOME_RUNNING);
+        return d->area->listening ? d->driver->listen(d) : 0;
+}
+
+/* Of a device that was not reset in between: guest RAM knows whether it was left receiving. */
+static int device_restart(Device *d)
+{
+        int r = 0;
+
+        struct pollfd p = { .fd = d->irq_fd, .events = POLLIN };
+        eventfd_t count = 0;
+
+        d->heard = d->told = 0;
+        if (d->area->listening)
+                r = d->driver->listened(d, &d->heard);
+        d->area->listening = 0;
+        if (d->latched && d->heard > 0 && poll(&p, 1, LATE_INTERRUPT_MS) > 0 &&
+            eventfd_read(d->irq_fd, &count) == 0)
+                d->told = (unsigned) count;
+        return r < 0 ? r : d->driver->restart(d);
+}
+
 static int machine_stop(Vmm *v)
 {
         int r = guest_stop(&v->guest);
@@ -155,8 +190,11 @@ static int machine_stop(Vmm *v)
                 Device *d = &v->devices[i];
 
                 r = d->driver->stop(d);
-                if (r >= 0)
+                d->latched = device_latches(d);
+                if (r >= 0 && !d->latched)
                         r = device_interrupts_off(d);
+                if (r >= 0)
+                        r = device_listen(v, d);
                 if (r >= 0 && keep_type(v) >= 0)
                         r = device_interrupts_on(d, keep_type(v), 0);
         }
@@ -164,7 +202,7 @@ static int machine_stop(Vmm *v)
 }
 
 /* Interrupts that came while they were off are lost, so each vector gets one: the guest looks after its
- * queues. */
+ * queues. Those that were held back come by themselves. */
 static int machine_continue(Vmm *v)
 {
         int r = 0;
@@ -172,9 +210,12 @@ static int machine_continue(Vmm *v)
         for (size_t i = 0; r >= 0 && i < v->guest.n_devices; i++) {
                 Device *d = &v->devices[i];
 
-                r = device_interrupts_on(d, VFIO_PCI_MSIX_IRQ_INDEX, 1);
+                if (d->latched)
+                        device_unlatch(d);
+                else
+                        r = device_interrupts_on(d, VFIO_PCI_MSIX_IRQ_INDEX, 1);
                 if (r >= 0)
-                        r = d->driver->restart(d);
+                        r = device_restart(d);
         }
         return r < 0 ? r : guest_run(&v->guest);
 }
@@ -193,6 +234,7 @@ static void state_take(Vmm *v, State *ret)
         for (size_t i = 0; i < ret->n_devices; i++) {
                 memcpy(ret->devices[i].bdf, v->devices[i].bdf, sizeof(ret->devices[i].bdf));
                 ret->devices[i].rounds = v->devices[i].area->rounds;
+                ret->devices[i].latched = v->devices[i].latched;
         }
         if (v->checksum)
                 ret->checksum = guest_checksum(&v->guest);
@@ -278,7 +320,7 @@ static int resume_iommu(Vmm *v, struct json_object *outcomes)
         return iommu_create(v);
 }
 
-static int resume_device(Vmm *v, Device *d, uint64_t rounds, struct json_object *outcomes)
+static int resume_device(Vmm *v, Device *d, uint64_t rounds, bool latched, struct json_object *outcomes)
 {
         enum luvfio_outcome outcome = LUVFIO_OUTCOME_REBUILT;
         char name[32];
@@ -299,9 +341,16 @@ static int resume_device(Vmm *v, Device *d, uint64_t rounds, struct json_object 
         if (r >= 0 && !v->simulated)
                 r = device_setup(d);
         if (r >= 0)
-                r = device_interrupts_on(d, VFIO_PCI_MSIX_IRQ_INDEX, 1);
-        if (r >= 0)
-                r = outcome == LUVFIO_OUTCOME_RESET ? d->driver->start(d) : d->driver->restart(d);
+                r = device_interrupts_on(d, VFIO_PCI_MSIX_IRQ_INDEX, latched ? 0 : 1);
+        if (r < 0)
+                return r;
+        d->latched = latched;
+        if (outcome != LUVFIO_OUTCOME_RESET)
+                r = device_restart(d);
+        else {
+                d->area->listening = 0;
+                r = d->driver->start(d);
+        }
         if (r >= 0 && d->driver->kept && rounds > 0)
                 r = d->driver->kept(d, rounds);
         return r;
@@ -350,7 +399,8 @@ static int resume_machine(Vmm *v, struct json_object *findings)
         if (state->n_devices > 0)
                 r = resume_iommu(v, outcomes);
         for (size_t i = 0; r >= 0 && i < state->n_devices; i++)
-                r = resume_device(v, &v->devices[i], state->devices[i].rounds, outcomes);
+                r = resume_device(v, &v->devices[i], state->devices[i].rounds, state->devices[i].latched,
+                                  outcomes);
         if (r < 0)
                 return r;
         note_time(findings, "devicesRebuiltUSec");

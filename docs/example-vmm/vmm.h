@@ -27,6 +27,9 @@
 #define DEVICES_MAX 8U
 #define DEVICE_AREA_OFFSET ((size_t) MIB)
 #define DEVICE_AREA_SIZE ((size_t) 256 << 10)
+/* In a device's area: where the device may write while the guest stands, so that no checksum holds it. */
+#define DEVICE_MAIL_OFFSET ((size_t) 128 << 10)
+#define DEVICE_MAIL_SIZE (DEVICE_AREA_SIZE - DEVICE_MAIL_OFFSET)
 #define PATTERN_OFFSET (4 * MIB)
 #define MEMORY_MIN_MIB 16
 
@@ -52,6 +55,11 @@ typedef struct Driver {
         int (*stop)(Device *d);
         /* Undoes stop of a device that was not reset. */
         int (*restart)(Device *d);
+        /* Between stop and restart, with all of its state in guest RAM: the device is left receiving, into
+         * its mail area. NULL: nothing comes to such a device by itself. */
+        int (*listen)(Device *d);
+        /* Undoes listen; how many times the device has written. */
+        int (*listened)(Device *d, unsigned *ret);
         /* What round `round` left on the device is still there, where a device keeps anything; NULL: it does
          * not. */
         int (*kept)(Device *d, uint64_t round);
@@ -63,6 +71,7 @@ extern const Driver igb_driver, nvme_driver, simulated_driver;
 typedef struct DeviceArea {
         uint64_t rounds; /* done and found right */
         uint64_t interrupts;
+        uint64_t listening; /* it was left receiving */
         uint8_t driver[];
 } DeviceArea;
 
@@ -77,6 +86,9 @@ struct Device {
         uint64_t config_offset;
         DeviceArea *area;
         uint64_t area_iova;
+        bool latched;   /* its interrupts were left on, to be held back */
+        unsigned heard; /* how many times it wrote to RAM while the guest stood last, ... */
+        unsigned told;  /* ... and how many interrupts came of that, afterwards */
 };
 
 typedef struct Iommu {
@@ -98,6 +110,11 @@ int device_bus_master(Device *d);
  * `pending`. */
 int device_interrupts_on(Device *d, int type, unsigned pending);
 int device_interrupts_off(Device *d);
+/* Whether interrupts that are on may stay on over a live update: the kernel has the device hold them back.
+ */
+bool device_latches(Device *d);
+/* Lets them go again, if nobody else has: after an abort. */
+void device_unlatch(Device *d);
 /* Forgets interrupts so far. */
 void device_interrupt_drain(Device *d);
 /* Waits until done() says so, looking after every interrupt. -ETIMEDOUT: not done; -ENOMSG: done, but no
@@ -156,6 +173,7 @@ typedef struct State {
         struct {
                 char bdf[16];
                 uint64_t rounds;
+                bool latched;
         } devices[DEVICES_MAX];
 } State;
 
