@@ -19,12 +19,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 # pylint: disable=wrong-import-position
 from luvtest import progress, project  # noqa: E402
-from luvtest.paths import CACHE, TESTS  # noqa: E402
+from luvtest.paths import CACHE, CHECKOUT, TESTS  # noqa: E402
 
 LIB = TESTS / "lib"
 AIM_BLACKOUT = 1.3
 AIM_SHARE = 0.05
 AIM_MEMORY = 10 << 20
+AIM_IOMMUFD = 0.05
+# Machines for which the cost of an iommufd is measured: MiB, areas.
+IOMMUFD = [(1024, 1), (2048, 1), (4096, 1), (1024, 16), (1024, 256)]
 
 
 def host(out, arguments, scripts):
@@ -193,6 +196,31 @@ def linear(staging):
     return max(math.log(b["seconds"] / a["seconds"]) / math.log(b["fds"] / a["fds"]) for a, b in pairs)
 
 
+def iommufd(out, kernel):
+    """What an iommufd costs: while its machine runs (preserve), and in the blackout (freeze, retrieve). Microseconds."""
+    program = out / "iommufd-cost"
+    out.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["gcc", "-std=gnu17", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-I", CHECKOUT / "daemon",
+                    "-o", program, LIB / "bench/iommufd-cost.c"], check=True)
+    result = []
+    for n, (mib, areas) in enumerate(IOMMUFD):
+        with progress.Step(f"an iommufd with {mib} MiB in {areas} areas") as step:
+            step.at(n, len(IOMMUFD))
+            run = out / f"{mib}-{areas}"
+            subprocess.run([TESTS / "host/host", "--kernel", kernel, "--next", kernel, "--quiet", "--out", run, "-m", str(mib + 2048),
+                            "--trace", "pci_cfg_write", "--device", "igb", "--file", f"{program}:/usr/bin/iommufd-cost",
+                            "--jump-deadline", "300",
+                            f"sh:vfio-bind $(bdf igb); exec iommufd-cost before $(bdf igb) {mib} {areas} /boot/vmlinuz-b",
+                            "sh:vfio-bind $(bdf igb); exec iommufd-cost after"],
+                           check=True, stdout=subprocess.DEVNULL)
+            said = (run / "before.out").read_text() + (run / "after.out").read_text()
+            usec = {f"{what} {name}": int(n) for what, name, n in re.findall(r"^(\w+) (\w+) (\d+)$", said, re.MULTILINE)}
+            at = {number: t for t, number in marks(run)}
+        result.append({"MiB": mib, "areas": areas, "blackoutUSec": at[2] - at[1], "usec": usec,
+                       "share": (usec["freeze all"] + usec["retrieve iommufd"]) / (at[2] - at[1])})
+    return result
+
+
 PHASES = ["VMM stops", "hand over", "kernel", "PID 1", "start", "restore", "VMM waits", "retrieve", "VMM resumes"]
 
 
@@ -214,6 +242,13 @@ def show(result):
         print(f"staging {s['machines']:>5} machines, {s['fds']:>5} fds: {s['seconds']:>7.2f} s, "
               f"{1e6 * s['seconds'] / s['fds']:.0f} us/fd")
     print(f"growth with fds: exponent {result['simulated']['exponent']:.2f}\n")
+    print("An iommufd, as parts of the blackout of its machine alone: preserving it while the machine runs, freezing memory and iommufd,\n"
+          "retrieving memory, iommufd and device\n")
+    columns = ["preserve memfd", "preserve iommufd", "freeze all", "retrieve memfd", "retrieve iommufd", "retrieve device", "finish all"]
+    print(f"{'MiB':>6} {'areas':>6} " + " ".join(f"{c:>17}" for c in columns))
+    for r in result["iommufd"]:
+        print(f"{r['MiB']:>6} {r['areas']:>6} " + " ".join(f"{r['usec'][c] / r['blackoutUSec']:>17.4f}" for c in columns))
+    print()
     for aim, met in result["aims"].items():
         print(f"  {'met    ' if met else 'NOT MET'}  {aim}")
 
@@ -238,6 +273,7 @@ def main():
         project.install_tree(build)
         result = {"simulated": simulated(build, [int(n) for n in args.scale.split(",")])}
         result["simulated"]["exponent"] = linear(result["simulated"]["staging"])
+        result["iommufd"] = iommufd(out / "iommufd", kernel)
         result["updates"] = []
         for machines in (int(n) for n in args.machines.split(",")):
             progress.say(f"==> the floor, on a host for {machines} machines")
@@ -246,7 +282,7 @@ def main():
             measured |= updates(out / f"updates-{machines}", kernel, args.rounds, machines)
             result["updates"].append(measured)
             (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
-    except (progress.Failed, AssertionError) as e:
+    except (progress.Failed, AssertionError, subprocess.CalledProcessError, KeyError) as e:
         print(f"FAILED: {e}")
         return 1
     one = next((r for r in result["updates"] if r["machines"] == 1), None)
@@ -256,6 +292,8 @@ def main():
             f"luvfiod's own share under {100 * AIM_SHARE:.0f} % of it": one["ownShare"] < AIM_SHARE} if one else {}),
         "luvfiod with 100 machines under 10 MiB": result["simulated"]["memory100"]["pss"] < AIM_MEMORY,
         "staging linear in fds": result["simulated"]["exponent"] < 1.3,
+        f"freeze and retrieve of an iommufd with 1 GiB at most {100 * AIM_IOMMUFD:.0f} % of the blackout":
+            max(r["share"] for r in result["iommufd"] if r["MiB"] == 1024) <= AIM_IOMMUFD,
     }
     (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
     show(result)
