@@ -18,7 +18,7 @@ KEXEC = ["luo_kexec_simple", "luo_multi_session", "luo_stress_files", "luo_stres
 OWN_KEXEC = ["luo_put_back"]
 OWN_VFIO = "vfio_pci_liveupdate_test"
 # This one, and what is no test. Those of running devices have scenarios of their own.
-ELSEWHERE = {OWN_VFIO, "vfio_pci_running_test", "do_kexec.sh", "scripts", *OWN_KEXEC}
+ELSEWHERE = {OWN_VFIO, "vfio_pci_running_test", "vfio_pci_iommufd_test", "vfio_pci_latch_test", "do_kexec.sh", "scripts", *OWN_KEXEC}
 
 # What the debug kernel's allocator has lost by then.
 LEAKS = scenario.LEAKS + "run kmemleak leaks\n"
@@ -52,7 +52,7 @@ def case(label, first, following):
     found = selftests.report(label, result, ["before", "after", "boot3"])
     if ours:
         suites = [s for s in re.findall(r"# (\w+): pass:(\d+) fail:(\d+)", result.serial()) if s[0] != "Totals"]
-        scenario.ok({"luo_file", "kho_record", "pci_liveupdate"} <= {n for n, _, _ in suites} and
+        scenario.ok({"luo_file", "kho_record", "pci_liveupdate", "iommu_liveupdate"} <= {n for n, _, _ in suites} and
                     all(int(p) > 0 and int(f) == 0 for _, p, f in suites),
                     f"{label}: KUnit: {', '.join(sorted({n for n, _, _ in suites}))}", suites)
     known = {name for _, name, _ in SINGLE + SLOW} | set(KEXEC) | ELSEWHERE

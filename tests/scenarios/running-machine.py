@@ -46,11 +46,11 @@ done
 luvfioctl check /boot/vmlinuz-b >/tmp/check
 sed 's/^/# /' /tmp/check
 for d in $igb $other; do
-        check "$d: promise" device $d '.promise == "running"'
-        check "$d: what is preserved" device $d '.preserved == ["owner", "state", "dma"]'
-        check "$d: what is not" device $d '.notPreserved == ["iommu", "interrupts", "sriov"]'
+        check "$d: promise" device $d '.promise == "latched"'
+        check "$d: what is preserved" device $d '.preserved == ["owner", "state", "dma", "interrupts"]'
+        check "$d: what is not" device $d '.notPreserved == ["iommu", "sriov"]'
         check "$d: no live update yet" device $d '.kernelState == "none" and .blockedBy == null'
-        check "check says what is preserved of $d" grep -q "$d.*preserves: owner, state, dma; not: iommu" /tmp/check
+        check "check says what is preserved of $d" grep -q "$d.*preserves: owner, state, dma, interrupts; not: iommu" /tmp/check
 done
 check "check finds no reset" sh -c '! grep "will be reset" /tmp/check'
 check "check warns of the IOMMU" grep -q 'for tests only' /tmp/check
@@ -70,7 +70,7 @@ check "all frames have come" grep "^runs: igb ran on" /var/log/rogue-runs.log
 grep "^runs: igb ran on" /var/log/rogue-runs.log
 check "nothing failed" sh -c '! grep FAILED /var/log/rogue-runs.log'
 check "its igb is finished" wait_for 10 device $igb '.kernelState == "finished" and .blockedBy == null and .driver == "vfio-pci"'
-check "and will run on again" device $igb '.preserved == ["owner", "state", "dma"]'
+check "and will run on again" device $igb '.preserved == ["owner", "state", "dma", "interrupts"]'
 check "the update is over" wait_for 60 update_is idle
 
 check "lost is stranded" machine_is lost stranded

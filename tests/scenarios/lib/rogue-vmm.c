@@ -16,6 +16,8 @@
  *
  *     rogue-vmm NAME [--device BDF]... [--igb BDF] [--ram MIB] [--holes MIB] [--socket PATH]
  *
+ * It keeps its iommufd to itself, so that devices behind an IOMMU are reset.
+ *
  * The igb of --igb does DMA all the time, see rogue-igb.h, and needs a host without an IOMMU. Marks in
  * QEMU's trace: 1 before Committed, 10 before the first thing that is done to it after the jump; 20 when a
  * machine with a device, of whatever kind, is told to resume and says nothing.
@@ -441,7 +443,6 @@ static void make(Vmm *v)
                      luvfio_preserve(v->luvfio, "igb", LUVFIO_KIND_MEMFD, v->igb_fd, NULL));
         }
         open_iommu(v);
-        must(v, "preserve iommu", luvfio_preserve(v->luvfio, "iommu", LUVFIO_KIND_IOMMUFD, v->iommu, NULL));
         for (size_t i = 0; i < v->n_devices; i++) {
                 Device *d = &v->devices[i];
 
@@ -528,9 +529,6 @@ static void hand_over_again(Vmm *v)
         if (v->igb)
                 must(v, "preserve igb",
                      luvfio_preserve(v->luvfio, "igb", LUVFIO_KIND_MEMFD, v->igb_fd, NULL));
-        if (v->n_devices > 0)
-                must(v, "preserve iommu",
-                     luvfio_preserve(v->luvfio, "iommu", LUVFIO_KIND_IOMMUFD, v->iommu, NULL));
         for (size_t i = 0; i < v->n_devices; i++)
                 must(v, "preserve device",
                      luvfio_preserve(v->luvfio, v->devices[i].name, LUVFIO_KIND_VFIO, v->devices[i].fd,
@@ -656,11 +654,7 @@ static void on_resume(struct luvfio *l, const struct luvfio_event *e, void *user
 
 static void on_finished(struct luvfio *l, const struct luvfio_event *e, void *userdata)
 {
-        Vmm *v = userdata;
-
-        if (v->n_devices > 0)
-                must(v, "preserve iommu", luvfio_preserve(l, "iommu", LUVFIO_KIND_IOMMUFD, v->iommu, NULL));
-        say(v, "finished");
+        say(userdata, "finished");
 }
 
 static int hold(const char *what)
