@@ -55,9 +55,12 @@ def frames(period=PERIOD, burst=BURST):
     return path
 
 
+def selftests(variant="a"):
+    return os.environ.get("LUV_SELFTESTS") or scenario.kernel(variant) / "selftests"
+
+
 def host(name, *arguments, first="a", following="b"):
-    folder = os.environ.get("LUV_SELFTESTS") or scenario.kernel(first) / "selftests"
-    command = ["--quiet", "--no-iommu", "--append", "vfio.enable_unsafe_noiommu_mode=1", "--file", f"{folder}:/st"]
+    command = ["--quiet", "--no-iommu", "--append", "vfio.enable_unsafe_noiommu_mode=1", "--file", f"{selftests(first)}:/st"]
     if first == "debug":
         # KASAN makes minutes of seconds.
         command += ["-m", "6144", "--append", scenario.DEBUG_CMDLINE, "--boot-deadline", "600", "--jump-deadline", "600",
