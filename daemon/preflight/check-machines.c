@@ -51,8 +51,8 @@ void luv_check_machines(const PreflightFacts *f, Findings *r)
                 }
                 if (m->iommufd_blocker) {
                         s.remedy = "The VMM has to map guest memory by IOMMU_IOAS_MAP_FILE from memfds that "
-                                   "it "
-                                   "hands over, and nothing else: see the guide for VMM authors.";
+                                   "it hands over, and nothing else, and each device has to be alone in "
+                                   "its IOMMU group: see the guide for VMM authors.";
                         luv_blocker(r, "iommufd-blocked", &s,
                                     "The address spaces of machine %s cannot be preserved: %s", m->name,
                                     m->iommufd_blocker);
