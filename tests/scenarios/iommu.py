@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 # scenario: devices behind an IOMMU run through two live updates with their iommufds; what is not preserved reaches nothing
-# timeout: 1200
+# timeout: 2400
 
 import re
 import sys
