@@ -167,10 +167,9 @@ static int device_listen(Vmm *v, Device *d)
 /* Of a device that was not reset in between: guest RAM knows whether it was left receiving. */
 static int device_restart(Device *d)
 {
-        int r = 0;
-
         struct pollfd p = { .fd = d->irq_fd, .events = POLLIN };
         eventfd_t count = 0;
+        int r = 0;
 
         d->heard = d->told = 0;
         if (d->area->listening)

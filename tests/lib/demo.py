@@ -58,6 +58,9 @@ def verdict(out, result):
         elif name.startswith("vfio-"):
             need(heard, f"its device ran on: {heard} frames went from it into the machine's memory while it stood",
                  "its device wrote nothing into the machine's memory while it stood")
+            told = sum(d.get("told", 0) for d in devices)
+            need(told == 1, "the interrupt that its device had held back has arrived once",
+                 f"an interrupt that its device should have held back has arrived {told} times")
     try:
         report = json.loads((out / "files/analyze.json").read_text())
         report = report.get("report", report)
