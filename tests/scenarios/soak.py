@@ -21,7 +21,7 @@ MACHINES = 4
 count = Path(os.environ["LUV_RUN"]) / "machines"
 count.write_text(f"{MACHINES}\n")
 r = scenario.host("soak", "--quiet", "--image", "full", "--overlay", scenario.TREE, "-m", "4096",
-                  *["--device", "igb@switch"] * MACHINES, "--file", f"{LIB}/vmm.sh:/usr/lib/luvhost/vmm.sh",
+                  *["--device", "igb"] * MACHINES, "--file", f"{LIB}/vmm.sh:/usr/lib/luvhost/vmm.sh",
                   "--file", f"{count}:/usr/lib/luvhost/machines", *[LIB / "bench/updates"] * (UPDATES + 1))
 scenario.ok(r.ok, f"{UPDATES} updates", r.why())
 for machine in (f"vm{i}" for i in range(1, MACHINES + 1)):
