@@ -251,7 +251,7 @@ def tools(results):
 def kernels(results, full):
     """Builds what the scenarios boot. Returns variant: folder."""
     built = {}
-    for variant in ["base", "a", "b"] + (["debug"] if full else []):
+    for variant in ["base", "a", "b"] + (["debug-base", "debug"] if full else []):
         try:
             built[variant] = project.kernel(variant)
             results.add(f"kernel/build-{variant}", "passed")
@@ -403,7 +403,7 @@ def main():
             environment = {
                 "LUV_HOST": str(TESTS / "host/host"), "LUV_TREE": str(tree or ""), "LUV_CHECKOUT": str(CHECKOUT),
                 "LUV_BUILD": str(WORK / "build-gcc"), "LUV_FULL": "1" if args.full else "",
-                **{f"LUV_KERNEL_{k.upper()}": v for k, v in built.items()},
+                **{f"LUV_KERNEL_{k.upper().replace('-', '_')}": v for k, v in built.items()},
             }
             guarded("scenario", scenarios, results, args.full, environment)
 

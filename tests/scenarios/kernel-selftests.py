@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "lib"))
 import selftests  # noqa: E402 pylint: disable=wrong-import-position
-from selftests import SINGLE, SLOW, scenario  # noqa: E402 pylint: disable=wrong-import-position
+from selftests import IOMMU, SINGLE, SLOW, scenario  # noqa: E402 pylint: disable=wrong-import-position
 
 # Stage 1 before the jump, stage 2 after it.
 KEXEC = ["luo_kexec_simple", "luo_multi_session", "luo_stress_files", "luo_stress_sessions"]
@@ -55,7 +55,7 @@ def case(label, first, following):
         scenario.ok({"luo_file", "kho_record", "pci_liveupdate", "iommu_liveupdate"} <= {n for n, _, _ in suites} and
                     all(int(p) > 0 and int(f) == 0 for _, p, f in suites),
                     f"{label}: KUnit: {', '.join(sorted({n for n, _, _ in suites}))}", suites)
-    known = {name for _, name, _ in SINGLE + SLOW} | set(KEXEC) | ELSEWHERE
+    known = {name for _, name, _ in SINGLE + SLOW + IOMMU} | set(KEXEC) | ELSEWHERE
     built = {p.name for p in folder.glob("*/*")}
     scenario.ok(built <= known, f"{label}: there is no selftest that nobody runs", sorted(built - known))
     wanted = len(SINGLE) + 4 * len(kexec) + (2 if ours else 0) + (3 if debug else 0)

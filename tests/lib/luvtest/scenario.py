@@ -19,11 +19,12 @@ _failed = 0
 
 def kernel(variant):
     """The result folder of a kernel variant."""
-    known = os.environ.get(f"LUV_KERNEL_{variant.upper()}")
+    name = f"LUV_KERNEL_{variant.upper().replace('-', '_')}"
+    known = os.environ.get(name)
     if not known:
         built = subprocess.run([CHECKOUT / "kernel/kernel", "build", variant], check=True, stdout=subprocess.PIPE,
                                text=True)
-        known = os.environ[f"LUV_KERNEL_{variant.upper()}"] = built.stdout.strip().splitlines()[-1]
+        known = os.environ[name] = built.stdout.strip().splitlines()[-1]
     return Path(known)
 
 

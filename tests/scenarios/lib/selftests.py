@@ -15,6 +15,8 @@ SINGLE = [("liveupdate", "liveupdate", ""), ("vfio", "vfio_iommufd_setup_test", 
 # These take minutes under emulation, and give up after 30 s if something else runs beside them.
 SLOW = [("vfio", "vfio_pci_driver_test", "$igb"), ("vfio", "vfio_dma_mapping_mmio_test", "$igb"),
         ("vfio", "vfio_pci_sriov_uapi_test", "$igb")]
+# Of iommufd, in kernels with what these need to look inside; the other kernels do not have that.
+IOMMU = [("iommu", "iommufd", ""), ("iommu", "iommufd_fail_nth", "")]
 
 BEGIN = """
 ulimit -n 65536
@@ -28,10 +30,13 @@ run() {
 """
 
 
+def single(tests):
+    return "".join(f"run {name} /st/{where}/{name} {arguments}\n" for where, name, arguments in tests)
+
+
 def script(tests):
     """Runs tests that need one boot only."""
-    return BEGIN + "igb=$(bdf igb)\nvfio-bind $igb $(bdf igb 2)\necho 16 >/proc/sys/vm/nr_hugepages\n" + "".join(
-        f"run {name} /st/{where}/{name} {arguments}\n" for where, name, arguments in tests)
+    return BEGIN + "igb=$(bdf igb)\nvfio-bind $igb $(bdf igb 2)\necho 16 >/proc/sys/vm/nr_hugepages\n" + single(tests)
 
 
 # KHO's scratch memory is twice what is reserved when it is made, a huge page of 1 GiB among it, in one piece: with less memory
