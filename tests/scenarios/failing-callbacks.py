@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# scenario: each callback that can fail does so, for each preserved file: devices run on, and the next update succeeds
-# timeout: 3600
+# scenario: each callback that can fail does so, for each preserved file: devices and machines run on, and the next update succeeds
+# timeout: 7200
 # full: yes
 
 import re
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "lib"))
+import full  # noqa: E402 pylint: disable=wrong-import-position
 import running  # noqa: E402 pylint: disable=wrong-import-position
 from running import scenario  # noqa: E402 pylint: disable=wrong-import-position
 
@@ -17,12 +18,30 @@ DEVICES = ["igb 1", "virtio-rng 1", "nvme 1", "edu 1", "edu 2"]
 PRESERVE = ["pci_luo_flb_preserve", "memfd_luo_preserve", "vfio_pci_luo_preserve"]
 FREEZE = ["memfd_luo_freeze", "vfio_pci_luo_freeze"]
 
-COMMON = """
-cd /st/vfio
-t=./vfio_pci_running_test
-pci=/sys/bus/pci/devices
-igb=$(bdf igb) rng=$(bdf virtio-rng) nvme=$(bdf nvme) edu1=$(bdf edu 1) edu2=$(bdf edu 2)
-mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null
+# Of what machines behind an IOMMU preserve, and how often it is called for two of them. The first memfd is the host's record.
+MACHINES_PRESERVE = [("memfd_luo_preserve", 1), ("memfd_luo_preserve", 4), ("iommu_luo_flb_preserve", 1), ("pci_luo_flb_preserve", 1),
+                     ("iommufd_luo_preserve", 1), ("iommufd_luo_preserve", 2), ("vfio_pci_luo_preserve", 1), ("vfio_pci_luo_preserve", 2)]
+MACHINES_FREEZE = [("memfd_luo_freeze", 1), ("memfd_luo_freeze", 4), ("iommufd_luo_freeze", 1), ("iommufd_luo_freeze", 2),
+                   ("vfio_pci_luo_freeze", 1), ("vfio_pci_luo_freeze", 2)]
+# What fails in the next kernel, with what error and the how manyth time, and how many machines are stranded by it.
+MACHINES_AFTER = [
+    # In the middle of it, and page tables that are in use are given up.
+    ("iommufd_luo_read", 74, 1, 1),
+    ("iommufd_luo_retrieve", 12, 1, 1),
+    ("vfio_pci_luo_retrieve", 12, 1, 1),
+    # The host's record, of which there are two.
+    ("memfd_luo_retrieve", 12, 1, 0),
+    # A machine's own.
+    ("memfd_luo_retrieve", 12, 3, 1),
+    # These are tried again.
+    ("iommufd_luo_retrieve", 11, 1, 0),
+    ("vfio_pci_luo_retrieve", 11, 1, 0),
+    ("luo_file_can_finish_one", 16, 1, 0),
+    ("luo_file_can_finish_one", 16, 3, 0),
+]
+
+FAIL_IN = """
+[ -e /sys/kernel/debug/fail_function ] || mount -t debugfs debugfs /sys/kernel/debug
 fail=/sys/kernel/debug/fail_function
 # fail_in FUNCTION ERRNO N: its Nth call from now on, and only that one
 fail_in() {
@@ -34,6 +53,14 @@ fail_in() {
         echo 0 >$fail/verbose
         echo 1 >$fail/times
 }
+"""
+
+COMMON = """
+cd /st/vfio
+t=./vfio_pci_running_test
+pci=/sys/bus/pci/devices
+igb=$(bdf igb) rng=$(bdf virtio-rng) nvme=$(bdf nvme) edu1=$(bdf edu 1) edu2=$(bdf edu 2)
+""" + FAIL_IN + """
 holder() {
         for p in /proc/[0-9]*; do
                 case "$(tr '\\0' ' ' <$p/cmdline)" in *"vfio_pci_running_test -s 1 $1 ") echo ${p#/proc/} ;; esac
@@ -146,5 +173,132 @@ def main():
     scenario.ok("no leaks" in last, "and its kernel loses no memory", last)
 
 
+
+# The whole way, with luvfiod and two machines. What is to fail in the next kernel does so before luvfiod asks for anything.
+INJECT = FAIL_IN + """
+fail_in $(cat /etc/inject)
+"""
+UNIT = """
+[Unit]
+DefaultDependencies=no
+Before=luvfiod.service
+ConditionPathExists=/etc/inject
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/bin/sh /usr/lib/luvhost/inject
+[Install]
+WantedBy=luvfiod.service
+"""
+
+MACHINES_COMMON = FAIL_IN + """
+REPORTS=/var/log
+count() {
+        luvfioctl history --json=short | jq '.updates | length'
+}
+update() {
+        luvfioctl update --deadline=300s --cmdline="$(next_cmdline)" /boot/vmlinuz-b
+}
+machines_run() {
+        for vm in vm1 vm2; do
+                wait_for 60 machine_is $vm running && systemctl is-active --quiet luvfio-example-vmm@$vm || return 1
+                ! grep '"failed"' /var/log/$vm.report || return 1
+        done
+        wait_for 60 update_is idle
+}
+# next FUNCTION ERRNO N: the update in which this fails
+next() {
+        echo $* >/etc/inject
+        count >/var/log/count
+        sync
+        update
+        echo "# luvfioctl update ended with $?"
+        explain
+}
+"""
+
+MACHINES_BEFORE = MACHINES_COMMON + f"""
+cat >/usr/lib/luvhost/inject <<'END'
+{INJECT}
+END
+cat >/etc/systemd/system/inject.service <<'END'
+{UNIT}
+END
+systemctl enable --quiet inject.service
+luvfiod_up
+for i in 1 2; do
+        vfio-bind $(bdf igb $i)
+        vmm_define vm$i --device $(bdf igb $i) --memory 64
+        systemctl daemon-reload
+        systemctl start luvfio-example-vmm@vm$i
+done
+must "two machines run" machines_run
+attempt() {{
+        fail_in $1 12 $2
+        refused "$1, $2: the update is given up" 4 'Cannot allocate memory' update
+        check "$1, $2: it has failed" grep -qx 0 $fail/times
+        echo >$fail/inject
+        check "$1, $2: the machines run on" machines_run
+        check "$1, $2: nothing is frozen or preserved any more" sh -c '! grep -r "outgoing\\|frozen" /sys/bus/pci/devices/*/liveupdate/state'
+}}
+""" + "".join(f"attempt {f} {n}\n" for f, n in MACHINES_PRESERVE + MACHINES_FREEZE)
+
+# After a jump. How many machines are stranded is $stranded.
+MACHINES_AFTER_ONE = MACHINES_COMMON + """
+check "the update is over" wait_for 300 update_number $(($(cat /var/log/count) + 1))
+check "$(cat /etc/inject): it has failed" grep -qx 0 $fail/times
+echo >$fail/inject
+names=$(luvfioctl machines --json=short | jq -r '.machines[] | select(.state == "stranded") | .name')
+if [ $stranded = 0 ]; then
+        check "no machine is stranded" test -z "$names"
+else
+        check "one machine is stranded" test $(echo $names | wc -w) = 1
+        echo "# $names: $(machine_field $names reason)"
+fi
+for vm in vm1 vm2; do
+        igb=$(bdf igb ${vm#vm})
+        at=/sys/bus/pci/devices/$igb
+        if [ $vm != "$names" ]; then
+                check "$vm runs" machine_is $vm running
+                check "$vm: RAM and device are right" sh -c "tail -n 1 /var/log/$vm.report | jq -e '.event == \"resumed\" and .ok and .checksumSame and .stateSame'"
+                continue
+        fi
+        check "$vm: the device is nobody else's" grep -qx incoming $at/liveupdate/state
+        check "$vm: and blocked" grep -qx session $at/liveupdate/blocked_by
+        refused "$vm: who wants to open it is told so" '[1-9].*' 'busy|EBUSY' sh -c "exec 9<>/dev/vfio/devices/$(ls $at/vfio-dev)"
+        refused "no update over a stranded machine" 3 stranded update
+        systemctl stop luvfio-example-vmm@$vm
+        check "$vm is given up" luvfioctl discard $vm
+        check "$vm: its device is like any other" sh -c "! grep -x incoming $at/liveupdate/state"
+        : >/var/log/$vm.report
+        vfio-bind $igb
+        systemctl reset-failed luvfio-example-vmm@$vm
+        check "$vm starts afresh with it" systemctl start luvfio-example-vmm@$vm
+done
+must "both machines run" machines_run
+"""
+
+MACHINES_LAST = scenario.LEAKS + """
+leaks >/tmp/leaks && ok "no memory is lost" || { sed 's/^/# /' /tmp/leaks; not_ok "no memory is lost"; }
+"""
+
+
+def machines():
+    following = [f"next {f} {errno} {n}\n" for f, errno, n, _ in MACHINES_AFTER] + [MACHINES_LAST]
+    scripts = [MACHINES_BEFORE + following[0]]
+    for (_, _, _, stranded), then in zip(MACHINES_AFTER, following[1:]):
+        scripts.append(f"stranded={stranded}\n" + MACHINES_AFTER_ONE + then)
+    r = full.run("machines", "-m", "5120", "--append", scenario.DEBUG_CMDLINE, "--device", "igb", "--device", "igb",
+                 "--boot-deadline", "600", "--jump-deadline", "900", "--script-deadline", "2400", scripts=scripts,
+                 first="debug", following="debug")
+    full.report(r, ["before", "after"] + [f"boot{n}" for n in range(3, len(scripts) + 1)], "machines: ")
+    scenario.ok(not r.splats(), "machines: the kernels complain of nothing", "\n".join(r.splats()[:20]))
+    failed = "".join(r.output(s["output"].removesuffix(".out")) for s in r.json["scripts"])
+    tried = len(MACHINES_PRESERVE) + len(MACHINES_FREEZE) + len(MACHINES_AFTER)
+    scenario.ok(len(re.findall(r"^ok \d+ - .*: it has failed$", failed, re.MULTILINE)) == tried,
+                f"machines: all {tried} failures came to pass", failed[-3000:])
+
+
 main()
+machines()
 scenario.done()
