@@ -199,6 +199,9 @@ count() {
 update() {
         luvfioctl update --deadline=300s --cmdline="$(next_cmdline)" /boot/vmlinuz-b
 }
+resumed_well() {
+        tail -n 1 /var/log/$1.report | jq -e '.event == "resumed" and .ok and .checksumSame and .stateSame'
+}
 machines_run() {
         for vm in vm1 vm2; do
                 wait_for 60 machine_is $vm running && systemctl is-active --quiet luvfio-example-vmm@$vm || return 1
@@ -209,6 +212,8 @@ machines_run() {
 # next FUNCTION ERRNO N: the update in which this fails
 next() {
         echo $* >/etc/inject
+        # Not because something has taken too long just now
+        wait_for 300 luvfioctl check /boot/vmlinuz-b
         count >/var/log/count
         sync
         update
@@ -260,7 +265,7 @@ for vm in vm1 vm2; do
         at=/sys/bus/pci/devices/$igb
         if [ $vm != "$names" ]; then
                 check "$vm runs" machine_is $vm running
-                check "$vm: RAM and device are right" sh -c "tail -n 1 /var/log/$vm.report | jq -e '.event == \"resumed\" and .ok and .checksumSame and .stateSame'"
+                check "$vm: RAM and device are right" resumed_well $vm
                 continue
         fi
         check "$vm: the device is nobody else's" grep -qx incoming $at/liveupdate/state
