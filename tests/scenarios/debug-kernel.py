@@ -39,6 +39,9 @@ if [ $LUV_BOOT -gt 1 ]; then
                 echo "handed $(ls -R /sys/kernel/debug/kho/out | wc -l)"
         } >/out/watched-$LUV_BOOT
 fi
+# Not because something has taken too long just now
+wait_for 300 luvfioctl check /boot/vmlinuz-b
+export DEADLINE=300s
 exec /usr/lib/luvhost/updates
 """
 
@@ -46,8 +49,8 @@ run = Path(os.environ["LUV_RUN"])
 (run / "machines").write_text(f"{len(MACHINES)}\n")
 r = scenario.host("host", "--quiet", "--image", "full", "--overlay", scenario.TREE, "-m", "4096",
                   "--append", scenario.DEBUG_CMDLINE,
-                  *["--device", "igb"] * len(MACHINES), "--boot-deadline", "600", "--jump-deadline", "900",
-                  "--script-deadline", "900", "--file", f"{LIB}/vmm.sh:/usr/lib/luvhost/vmm.sh",
+                  *["--device", "igb"] * len(MACHINES), "--boot-deadline", "1200", "--jump-deadline", "1200",
+                  "--script-deadline", "1800", "--file", f"{LIB}/vmm.sh:/usr/lib/luvhost/vmm.sh",
                   "--file", f"{run}/machines:/usr/lib/luvhost/machines",
                   "--file", f"{LIB}/bench/updates:/usr/lib/luvhost/updates",
                   *[f"sh:{SCRIPT}"] * (UPDATES + 1), first="debug", following="debug")

@@ -294,7 +294,7 @@ def machines():
     for (_, _, _, stranded), then in zip(MACHINES_AFTER, following[1:]):
         scripts.append(f"stranded={stranded}\n" + MACHINES_AFTER_ONE + then)
     r = full.run("machines", "-m", "5120", "--append", scenario.DEBUG_CMDLINE, "--device", "igb", "--device", "igb",
-                 "--boot-deadline", "600", "--jump-deadline", "900", "--script-deadline", "2400", scripts=scripts,
+                 "--boot-deadline", "1200", "--jump-deadline", "1200", "--script-deadline", "2400", scripts=scripts,
                  first="debug", following="debug")
     full.report(r, ["before", "after"] + [f"boot{n}" for n in range(3, len(scripts) + 1)], "machines: ")
     scenario.ok(not r.splats(), "machines: the kernels complain of nothing", "\n".join(r.splats()[:20]))
