@@ -200,7 +200,8 @@ update() {
         luvfioctl update --deadline=300s --cmdline="$(next_cmdline)" /boot/vmlinuz-b
 }
 resumed_well() {
-        tail -n 1 /var/log/$1.report | jq -e '.event == "resumed" and .ok and .checksumSame and .stateSame'
+        grep '"event":"resumed"' /var/log/$1.report | jq -se 'length == 1' &&
+                grep '"event":"resumed"' /var/log/$1.report | jq -e '.ok and .checksumSame and .stateSame'
 }
 machines_run() {
         for vm in vm1 vm2; do
@@ -215,6 +216,7 @@ next() {
         # Not because something has taken too long just now
         wait_for 300 luvfioctl check /boot/vmlinuz-b
         count >/var/log/count
+        for vm in vm1 vm2; do : >/var/log/$vm.report; done
         sync
         update
         echo "# luvfioctl update ended with $?"
