@@ -31,11 +31,11 @@ DMABUF = r"iommufd_ioas\.\w+\.dmabuf_(simple|revoke)"
 
 def iommufd(label, kernel, suites):
     """They have mock devices, and a kernel that checks itself; KASAN and lockdep look on. The KUnit tests of the page tables are
-    modules: they want nobody else to have any, and so there is no IOMMU."""
+    a module: they want nobody else to have any, and so there is no IOMMU."""
     result = selftests.host(label, kernel, "-m", "6144", "--no-iommu", "--append", scenario.DEBUG_CMDLINE, "--boot-deadline", "900",
                             "sh:" + selftests.BEGIN + "echo 256 >/proc/sys/vm/nr_hugepages\n"
                             "grep -q debugfs /proc/mounts || mount -t debugfs debugfs /sys/kernel/debug\n" +
-                            "".join(f"modprobe kunit_iommu_{s}\n" for s in suites) + selftests.single(IOMMU), deadline=5400)
+                            "modprobe iommu_pt_kunit_test\n" + selftests.single(IOMMU), deadline=5400)
     scenario.ok(result.ok, f"{label}: it gets to the end", result.why())
     scenario.ok(not result.splats(), f"{label}: the kernel complains of nothing", "\n".join(result.splats()[:20]))
     found = selftests.report(label, result, ["before"], DMABUF)
