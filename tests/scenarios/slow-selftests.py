@@ -35,7 +35,7 @@ KUNIT = "test_[fv]i*"  # test_find_run, test_find_run_large, test_visit_tables
 
 
 def kunit(suites):
-    # What a processor has counted is not to be summed up in the middle of them.
+    # What a processor has counted is not to be summed up in the middle of them, as it is also done before it sleeps (nohz=off).
     return "echo 3600 >/proc/sys/vm/stat_interval\nsleep 3\nglob=/sys/module/kunit/parameters/filter_glob\n" + "".join(
         f"printf %s '{s}_iommu_test.{KUNIT}' >$glob\nmodprobe iommu_pt_kunit_test\nrmmod iommu_pt_kunit_test\n" for s in suites)
 
@@ -43,8 +43,8 @@ def kunit(suites):
 def iommufd(label, kernel, suites):
     """They have mock devices, and a kernel that checks itself; KASAN and lockdep look on. The KUnit tests count the page tables of
     all IOMMUs: let there be none."""
-    result = selftests.host(label, kernel, "-m", "6144", "--no-iommu", "--append", scenario.DEBUG_CMDLINE, "--boot-deadline", "1200",
-                            "sh:" + selftests.BEGIN + "echo 256 >/proc/sys/vm/nr_hugepages\n"
+    result = selftests.host(label, kernel, "-m", "6144", "--no-iommu", "--append", scenario.DEBUG_CMDLINE + " nohz=off",
+                            "--boot-deadline", "1200", "sh:" + selftests.BEGIN + "echo 256 >/proc/sys/vm/nr_hugepages\n"
                             "grep -q debugfs /proc/mounts || mount -t debugfs debugfs /sys/kernel/debug\n" +
                             kunit(suites) + selftests.single(IOMMU), deadline=5400)
     scenario.ok(result.ok, f"{label}: it gets to the end", result.why())
