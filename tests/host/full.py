@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Makes the full image. This file is among what the image is made from: any change of it makes a new one."""
+"""Makes the full image, and others like it. This file is among what they are made from: any change of it makes new ones."""
 
 import shutil
 import subprocess
@@ -38,21 +38,34 @@ UDEV_RULES = ["50-udev-default.rules", "80-drivers.rules", "99-systemd.rules"]
 
 def full(suite):
     """The disk image of the full image."""
+    return debian("full", suite, PACKAGES, "3G")
+
+
+def debian(name, suite, packages, size, inputs=(), backports="", finish=None):
+    """A disk image of Debian with systemd, which runs the scripts. BACKPORTS is what an apt pin takes from there; finish(ROOT)
+    has the last word, and what it does depends on INPUTS only."""
     files = ["first-boot", "luvhost.service"]
-    inputs = [suite, *PACKAGES, *MASKED, *map(image.tool, image.PROGRAMS), Path(__file__)]
+    inputs = [suite, *packages, size, backports, *MASKED, *map(image.tool, image.PROGRAMS), Path(__file__), *inputs]
     inputs += [image.GUEST / n for n in [*image.HELPERS, *files]]
 
     def make(folder):
         root = folder / "root"
         uri, options = image.mirror()
         (folder / "apt.conf").write_text(options)
-        progress.run(f"making the full image: Debian {suite} (about a minute)", [
+        sources = [f"deb {uri} {suite} main"]
+        hooks = []
+        if backports:
+            sources.append(f"deb {uri} {suite}-backports main")
+            pin = folder / "pin"
+            pin.write_text(f"Package: {backports}\nPin: release n={suite}-backports\nPin-Priority: 990\n")
+            hooks = [f"--setup-hook=install -D -m 644 {pin} \"$1/etc/apt/preferences.d/backports\""]
+        progress.run(f"making the {name} image: Debian {suite} (about a minute)", [
             "mmdebstrap", "--mode=root", "--variant=essential", "--format=directory",
             # A suite under development is not always published in time; its signature is checked all the same.
             f"--aptopt={folder}/apt.conf", "--aptopt=Acquire::Check-Valid-Until \"false\"",
             "--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/doc/*",
             "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
-            f"--include={','.join(PACKAGES)}", suite, str(root), f"deb {uri} {suite} main",
+            f"--include={','.join(packages)}", *hooks, suite, str(root), *sources,
         ])
         image.install_helpers(root)
         image.install(image.GUEST / "first-boot", root / "usr/lib/luvhost/first-boot")
@@ -85,10 +98,13 @@ def full(suite):
         journald.write_text("[Journal]\nStorage=persistent\nSystemMaxUse=64M\nAudit=no\nRateLimitBurst=0\n")
         shutil.rmtree(root / "var/cache/apt", ignore_errors=True)
         shutil.rmtree(root / "var/lib/apt/lists", ignore_errors=True)
-        progress.run("making the full image's disk", [
+        if finish:
+            finish(root)
+        progress.run(f"making the {name} image's disk", [
             "mke2fs", "-q", "-t", "ext4", "-L", "luvroot", "-d", str(root), "-E", "lazy_itable_init=0,nodiscard",
-            str(folder / "disk.raw"), "3G"])
+            str(folder / "disk.raw"), size])
         shutil.rmtree(root)
-        (folder / "apt.conf").unlink()
+        for left in ("apt.conf", "pin"):
+            (folder / left).unlink(missing_ok=True)
 
-    return cache.entry(f"full-{suite}", inputs, make) / "disk.raw"
+    return cache.entry(f"{name}-{suite}", inputs, make) / "disk.raw"

@@ -22,6 +22,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "lib")]
 import full  # noqa: E402
 import image  # noqa: E402
 import machine  # noqa: E402
+import virt  # noqa: E402
 from luvtest import progress  # noqa: E402
 from luvtest.paths import CACHE, CHECKOUT  # noqa: E402
 
@@ -42,8 +43,8 @@ def parse_arguments(argv):
         "failed, 2 usage, 3 a deadline passed, 4 the machine died, 5 the outside script failed, 6 image or kernel "
         "could not be made. See tests/host/README.md.")
     p.add_argument("scripts", nargs="+", metavar="SCRIPT")
-    p.add_argument("--image", choices=["tiny", "full"], default="tiny")
-    p.add_argument("--suite", choices=["forky", "trixie", "sid"], default="forky", help="of the full image")
+    p.add_argument("--image", choices=["tiny", "full", "virt"], default="tiny")
+    p.add_argument("--suite", choices=["forky", "trixie", "sid"], default="forky", help="of the full and the virt image")
     p.add_argument("--kernel", default="a", metavar="KERNEL",
                    help="booted first, /boot/vmlinuz-a: a variant of kernel/kernel, a folder with bzImage, or a file")
     p.add_argument("--next", default="b", metavar="KERNEL", help="/boot/vmlinuz-b")
@@ -52,9 +53,9 @@ def parse_arguments(argv):
     p.add_argument("--iommu", action="append", default=[], metavar="PROPERTY=VALUE",
                    help="of the IOMMU, instead of intremap=on and caching-mode=on")
     p.add_argument("--no-iommu", action="store_true")
-    p.add_argument("--cpu", default="max")
+    p.add_argument("--cpu", default=None, help="(default: max; virt: max,+svm, for KVM inside)")
     p.add_argument("--smp", type=int, default=2)
-    p.add_argument("-m", "--memory", default=None, help="MiB (default: 1024 tiny, 2048 full)")
+    p.add_argument("-m", "--memory", default=None, help="MiB (default: 1024 tiny, 2048 full, 3072 virt)")
     p.add_argument("--accel", default="tcg")
     p.add_argument("--append", action="append", default=[], metavar="TEXT", help="more kernel command line")
     p.add_argument("--file", action="append", default=[], metavar="SRC:DST",
@@ -73,7 +74,8 @@ def parse_arguments(argv):
     p.add_argument("--keep", action="store_true", help="keep the disks")
     p.add_argument("-q", "--quiet", action="store_true", help="do not show what the scripts print")
     args = p.parse_args(argv)
-    args.memory = args.memory or {"tiny": "1024", "full": "2048"}[args.image]
+    args.memory = args.memory or {"tiny": "1024", "full": "2048", "virt": "3072"}[args.image]
+    args.cpu = args.cpu or (virt.CPU if args.image == "virt" else "max")
     return args
 
 
@@ -189,8 +191,8 @@ class Run:
 
         initrd = image.tiny() if args.image == "tiny" else None
         disks = []
-        if args.image == "full":
-            base = full.full(args.suite)
+        if args.image != "tiny":
+            base = {"full": full.full, "virt": virt.virt}[args.image](args.suite)
             overlay = out / "root.qcow2"
             overlay.unlink(missing_ok=True)
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw", str(overlay)],
@@ -207,7 +209,7 @@ class Run:
                    f"tsc_early_khz={machine.tsc_khz()}"]
         if not args.no_iommu:
             cmdline.append("intel_iommu=on")
-        if args.image == "full":
+        if args.image != "tiny":
             # Without the console's sizes PID 1 asks a terminal that does not answer.
             cmdline += ["root=/dev/vda", "rw", "init=/usr/lib/luvhost/first-boot", "systemd.tty.term.console=vt220",
                         "systemd.tty.rows.console=25", "systemd.tty.columns.console=80", "systemd.show_status=no"]
@@ -358,7 +360,7 @@ class Run:
     def execute(self):
         command, environment = self.prepare()
         self.launched = time.monotonic() - self.start
-        self.say(f"starting the {self.args.image} image" + (f" ({self.args.suite})" if self.args.image == "full" else ""))
+        self.say(f"starting the {self.args.image} image" + (f" ({self.args.suite})" if self.args.image != "tiny" else ""))
         (self.out / "talk.log").touch()
         self.talk = open(self.out / "talk.log", "rb")  # pylint: disable=consider-using-with
         self.process = self.spawn(command, self.out / "qemu.log", cwd=self.out)
