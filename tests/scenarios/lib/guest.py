@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""For scenarios with a Linux guest in QEMU in the virt image: what to put in, how to start it, and what its console's log
+says afterwards. The guest itself: tests/lib/guest/README.md."""
+
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "lib"))
+from luvtest import scenario, testguest  # noqa: E402 pylint: disable=wrong-import-position
+
+# In the host: kernel and initramfs of the guest, and what its consoles say.
+FOLDER = "/usr/lib/luvguest"
+LOGS = "/var/log/luvguest"
+RUN = "/run/luvguest"
+
+# Kernel messages that are no complaint.
+HARMLESS = []
+# What must not happen to a device, whatever else is said.
+RESET = re.compile(r"reset|time(d )?out|I/O error|Abort|hung|NETDEV WATCHDOG|nobody cared|link is (up|down)", re.IGNORECASE)
+
+
+def files(kernel="b"):
+    """Arguments that put the guest into the host. Variant b has drivers for all devices built in."""
+    return ["--file", f"{scenario.kernel(kernel)}/bzImage:{FOLDER}/vmlinuz", "--file", f"{testguest.initramfs()}:{FOLDER}/initrd",
+            "--file", f"{Path(__file__).with_name('qemu.sh')}:{FOLDER}/qemu.sh"]
+
+
+def command(name, *extra, devices=(), smp=1, memory=256, disk="", net="", append="", machine="q35", serial=True):
+    """The words of a QEMU command line, for a shell in the host. DEVICES are PCI addresses, or texts in $() that give them;
+    EXTRA are more arguments; DISK and NET are what the guest is to use (nvme0n1, eth0). Logs and the QMP socket are named
+    for the guest."""
+    words = ["qemu-system-x86_64", "-name", name, "-nodefaults", "-no-user-config", "-display", "none", "-accel", "kvm",
+             "-cpu", "host", "-smp", str(smp), "-m", f"{memory}M", "-machine", f"{machine},memory-backend=ram,aux-ram-share=on",
+             "-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on",
+             "-qmp", f"unix:{RUN}/{name}.qmp,server=on,wait=off"]
+    if serial:
+        # What another QEMU said before stays.
+        words += ["-chardev", f"file,id=serial,path={LOGS}/{name}.log,append=on", "-serial", "chardev:serial"]
+    if devices:
+        words += ["-object", "iommufd,id=iommufd0"]
+    for n, device in enumerate(devices):
+        words += ["-device", f"pcie-root-port,id=rp{n},chassis={n + 1},slot={n + 1}",
+                  "-device", f"vfio-pci,host={device},iommufd=iommufd0,id=hostdev{n},bus=rp{n}"]
+    kernel = "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable $(tr ' ' '\\n' </proc/cmdline | grep tsc_early_khz=)"
+    for key, value in (("disk", disk), ("net", net)):
+        kernel += f" luv.{key}={value}" if value else ""
+    words += [*extra, "-kernel", f"{FOLDER}/vmlinuz", "-initrd", f"{FOLDER}/initrd", "-append", f"{kernel} {append}".strip()]
+    return " ".join('"' + w + '"' for w in words)
+
+
+class Log:
+    """What a guest said. TEXT is the whole log, of all QEMUs that the guest was in."""
+
+    def __init__(self, text):
+        self.starts = 0
+        self.boot_ids = []
+        self.uptimes = []
+        self.beats = []         # (number, monotonic, boottime, gap in ms)
+        self.disks = defaultdict(list)      # name: [(number of the heartbeat before, {what: value})]
+        self.nets = defaultdict(list)
+        self.errors = []
+        self.messages = []
+        self.garbled = []
+        self.ended = False
+        # What is after the last end of line was not said to its end.
+        for line in text.split("\n")[:-1]:
+            self._line(line.rstrip("\r"))
+
+    def _line(self, line):
+        word, _, rest = line.partition(" ")
+        beat = self.beats[-1][0] if self.beats else 0
+        if word == "HB":
+            m = re.fullmatch(r"(\d+) (\d+\.\d+) (\d+\.\d+) (\d+) (\d+)", rest)
+            if m:
+                self.beats.append((int(m[1]), float(m[2]), float(m[3]), int(m[4])))
+            else:
+                self.garbled.append(line)
+        elif word == "START":
+            self.starts += 1
+        elif word == "ID":
+            values = dict(v.partition("=")[::2] for v in rest.split())
+            self.boot_ids.append(values.get("boot"))
+            self.uptimes.append(float(values.get("uptime", "nan")))
+        elif word in ("DISK", "NET"):
+            name, *values = rest.split()
+            values = {k: int(v) for k, _, v in (w.partition("=") for w in values)}
+            (self.disks if word == "DISK" else self.nets)[name].append((beat, values))
+        elif word == "DMESG":
+            self.messages.append(rest)
+        elif word == "END":
+            self.ended = True
+        elif word in ("ERROR", "FIO-ERROR", "DISK-ERROR"):
+            self.errors.append(line)
+        elif self.starts and re.search(r"Kernel panic|Oops|BUG:|general protection|Call Trace", line):
+            self.errors.append(line)
+
+    @property
+    def last(self):
+        """The number of the last heartbeat."""
+        return self.beats[-1][0] if self.beats else 0
+
+    def at(self, seconds):
+        """The number of the first heartbeat at or after so many seconds of the guest's time."""
+        return next((n for n, mono, _, _ in self.beats if mono >= seconds), None)
+
+    # Each of these returns what there is to complain about: nothing is good.
+
+    def life(self, period=100, gap=1000, beats=10):
+        """It was never restarted, it lost no heartbeat, and never stood still for longer than GAP ms of its own time."""
+        bad = []
+        if self.starts != 1:
+            bad.append(f"it started {self.starts} times")
+        if len(set(self.boot_ids)) != 1:
+            bad.append(f"boot ids: {self.boot_ids}")
+        if any(b < a for a, b in zip(self.uptimes, self.uptimes[1:])):
+            bad.append(f"uptime went back: {self.uptimes}")
+        if len(self.beats) < beats:
+            bad.append(f"{len(self.beats)} heartbeats, {beats} were expected")
+        for a, b in zip([(0, None, None, None)] + self.beats, self.beats):
+            if b[0] != a[0] + 1:
+                bad.append(f"heartbeat {b[0]} follows {a[0]}")
+            if a[1] is not None and (b[1] < a[1] or b[2] < a[2]):
+                bad.append(f"time went back at heartbeat {b[0]}: {a[1]} {a[2]}, then {b[1]} {b[2]}")
+            if a[1] is not None and (b[1] - a[1]) * 1000 > gap + period or b[3] > gap + period:
+                bad.append(f"{b[3]} ms, by the clock {b[1] - a[1] if a[1] is not None else 0:.3f} s, before heartbeat {b[0]}")
+        bad += [f"not to be read: {line}" for line in self.garbled]
+        return bad
+
+    def said(self, harmless=()):
+        """No errors of the programs, no warnings of the kernel."""
+        allowed = [*HARMLESS, *harmless]
+        messages = [m for m in self.messages if not any(re.search(p, m) for p in allowed)]
+        return self.errors + [f"kernel{' (a reset?)' if RESET.search(m) else ''}: {m}" for m in messages]
+
+    def disk(self, name, after=0, ios=100, latency=5000):
+        """At least IOs since heartbeat AFTER, in its end too, and none that took longer than LATENCY ms."""
+        seen = [(beat, v) for beat, v in self.disks.get(name, []) if beat >= after]
+        bad = []
+        if len(seen) < 3:
+            return [f"{name}: {len(seen)} reports since heartbeat {after}"]
+        for what, least in (("ios", ios), ("probes", 2)):
+            done = seen[-1][1][what] - seen[0][1][what]
+            if done < least:
+                bad.append(f"{name}: {what} went on by {done} since heartbeat {after}, not by {least}")
+            if seen[-1][1][what] == seen[-3][1][what]:
+                bad.append(f"{name}: {what} stands still at {seen[-1][1][what]}")
+        for beat, v in seen:
+            late = max(v["maxlat"], v["age"])
+            if late > latency:
+                bad.append(f"{name}: an I/O took {late} ms or more at heartbeat {beat}")
+        return bad
+
+    def net(self, name, after=0, frames=10, missing=0, tail=True):
+        """Since heartbeat AFTER at least FRAMES came, in the end too if TAIL, and at most MISSING did not; none came twice, none
+        was damaged. (What waited outside before the guest listened comes first, and there are many missing after it.)"""
+        seen = [(beat, v) for beat, v in self.nets.get(name, []) if beat >= after]
+        bad = []
+        if len(seen) < 3:
+            return [f"{name}: {len(seen)} reports since heartbeat {after}"]
+        first, end = seen[0][1], seen[-1][1]
+        if end["received"] - first["received"] < frames:
+            bad.append(f"{name}: {end['received'] - first['received']} frames since heartbeat {after}, not {frames}")
+        if tail and end["received"] == seen[-3][1]["received"]:
+            bad.append(f"{name}: no frame in the end, {end['received']} in all")
+        for what in ("missing", "duplicate", "corrupted", "old", "nic", "socket"):
+            if end[what] - first[what] > (missing if what == "missing" else 0):
+                bad.append(f"{name}: {what}: {end[what] - first[what]} since heartbeat {after}, up to frame {end['highest']}")
+        return bad
+
+    def iops(self, name, after=0):
+        """I/Os a second that the disk did."""
+        seen = [(beat, v) for beat, v in self.disks.get(name, []) if beat >= after]
+        return (seen[-1][1]["ios"] - seen[0][1]["ios"]) / max(1, len(seen) - 1) if seen else 0
+
+    def summary(self):
+        gaps = [b[3] for b in self.beats]
+        return f"{self.last} heartbeats, longest gap {max(gaps, default=0)} ms" + "".join(
+            f", {name} {self.iops(name):.0f} IO/s, longest {max(v['maxlat'] for _, v in seen)} ms"
+            for name, seen in self.disks.items()) + "".join(
+            f", {name} {seen[-1][1]['received']} frames, {seen[-1][1]['missing']} missing" for name, seen in self.nets.items())
+
+
+def read(result, name):
+    """The log that the host left in /out."""
+    path = result.out / "files" / f"{name}.log"
+    return Log(path.read_text(errors="replace") if path.exists() else "")
