@@ -107,7 +107,7 @@ class Log:
 
     # Each of these returns what there is to complain about: nothing is good.
 
-    def life(self, period=100, gap=1000, beats=10):
+    def life(self, period=100, gap=2000, beats=10):
         """It was never restarted, it lost no heartbeat, and never stood still for longer than GAP ms of its own time."""
         bad = []
         if self.starts != 1:
