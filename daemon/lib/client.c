@@ -477,6 +477,29 @@ _public_ const struct luvfio_fd *luvfio_find_fd(struct luvfio *l, const char *na
         return NULL;
 }
 
+_public_ int luvfio_set_blockers(struct luvfio *l, const struct luvfio_blocker *blockers, size_t n)
+{
+        sd_json_variant *arguments = NULL, *list = NULL;
+        _cleanup_free_ char *what = NULL;
+        int r;
+
+        r = prepare_call(l, &what, "SetBlockers", NULL);
+        if (r < 0)
+                return r;
+        r = sd_json_variant_new_array(&list, NULL, 0);
+        for (size_t i = 0; i < n && r >= 0; i++)
+                r = sd_json_variant_append_arraybo(
+                                &list, SD_JSON_BUILD_PAIR_STRING("message", blockers[i].message),
+                                SD_JSON_BUILD_PAIR_CONDITION(blockers[i].remedy != NULL, "remedy",
+                                                             SD_JSON_BUILD_STRING(blockers[i].remedy)));
+        if (r >= 0)
+                r = sd_json_buildo(&arguments, SD_JSON_BUILD_PAIR("blockers", SD_JSON_BUILD_VARIANT(list)));
+        sd_json_variant_unref(list);
+        if (r < 0)
+                return luv_client_fail(l, r, "%s: a text is not UTF-8, or memory is short", what);
+        return call(l, what, "SetBlockers", arguments, NULL);
+}
+
 /* An answer without arguments, or with one time. */
 static int answer(struct luvfio *l, const char *method, const char *time_name, uint64_t usec)
 {

@@ -51,6 +51,23 @@ static void device_done(MachineDevice *d)
         free(d->reason);
 }
 
+MachineBlocker *luv_machine_blockers_free(MachineBlocker *blockers, size_t n)
+{
+        for (size_t i = 0; blockers && i < n; i++) {
+                free(blockers[i].message);
+                free(blockers[i].remedy);
+        }
+        free(blockers);
+        return NULL;
+}
+
+void luv_machine_set_blockers(Machine *m, MachineBlocker *blockers, size_t n)
+{
+        luv_machine_blockers_free(m->blockers, m->n_blockers);
+        m->blockers = blockers;
+        m->n_blockers = n;
+}
+
 /* Frees a machine that is in the registry no more. */
 static Machine *machine_free(Machine *m)
 {
@@ -61,6 +78,7 @@ static Machine *machine_free(Machine *m)
                 device_done(m->devices + --m->n_devices);
         free(m->devices);
         luv_strv_free(m->missing);
+        luv_machine_blockers_free(m->blockers, m->n_blockers);
         sd_event_source_disable_unref(m->exit_source);
         sd_event_source_disable_unref(m->grace_source);
         luv_luo_session_unref(m->session);

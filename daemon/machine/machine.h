@@ -80,6 +80,16 @@ typedef struct MachineOwner {
 
 void luv_machine_owner_done(MachineOwner *o);
 
+/* What speaks against a live update of the machine, in its VMM's words. */
+typedef struct MachineBlocker {
+        char *message;
+        char *remedy; /* or NULL */
+} MachineBlocker;
+
+#define MACHINE_BLOCKERS_MAX 64u
+
+MachineBlocker *luv_machine_blockers_free(MachineBlocker *blockers, size_t n);
+
 struct Machine {
         MachineRegistry *registry;
         char *name, *secret, *vmm;
@@ -96,6 +106,8 @@ struct Machine {
         MachineDevice *devices;
         size_t n_devices;
         char **missing; /* held before a restart of the daemon, not handed over again yet */
+        MachineBlocker *blockers;
+        size_t n_blockers;
 
         bool attached; /* somebody watches */
         bool served;   /* the process that registered it watches, or did: it is the VMM itself */
@@ -164,6 +176,9 @@ bool luv_machine_is_secret(const Machine *m, const char *secret);
 bool luv_machine_is_alive(const Machine *m);
 /* exited() is called again after a while. */
 int luv_machine_grant_grace(Machine *m);
+
+/* Takes over N of them, in place of those before. */
+void luv_machine_set_blockers(Machine *m, MachineBlocker *blockers, size_t n);
 
 MachineFd *luv_machine_find_fd(Machine *m, const char *name);
 /* Whoever holds the same file as FD, which has that identity; of any machine; NULL. */

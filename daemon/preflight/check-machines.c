@@ -49,6 +49,11 @@ void luv_check_machines(const PreflightFacts *f, Findings *r)
                                                        "everything over again"
                                                      : "no memory of it was handed over");
                 }
+                for (size_t k = 0; k < m->n_blockers; k++) {
+                        s.remedy = m->blockers[k].remedy ? m->blockers[k].remedy : "See the log of its VMM.";
+                        luv_blocker(r, "machine-blocked", &s, "Machine %s cannot take part: %s", m->name,
+                                    m->blockers[k].message);
+                }
                 if (m->iommufd_blocker) {
                         s.remedy = "The VMM has to map guest memory by IOMMU_IOAS_MAP_FILE from memfds that "
                                    "it hands over, and nothing else, and each device has to be alone in "

@@ -148,6 +148,14 @@ static int gather_machine(Preflight *p, Machine *m, const char *own_cgroup)
         if (luv_free_and_strdup(&x->name, m->name) < 0 || luv_free_and_strdup(&x->unit, m->owner.unit) < 0 ||
             luv_free_and_strdup(&x->reason, m->reason) < 0)
                 return -ENOMEM;
+        x->blockers = calloc(MAX(m->n_blockers, (size_t) 1), sizeof(MachineBlocker));
+        if (!x->blockers)
+                return -ENOMEM;
+        x->n_blockers = m->n_blockers;
+        for (size_t i = 0; i < m->n_blockers; i++)
+                if (luv_free_and_strdup(&x->blockers[i].message, m->blockers[i].message) < 0 ||
+                    luv_free_and_strdup(&x->blockers[i].remedy, m->blockers[i].remedy) < 0)
+                        return -ENOMEM;
         gather_memory_of(m, x);
         for (size_t i = 0; i < m->n_fds && !x->iommufd_blocker; i++)
                 if (m->fds[i]->kind == FD_KIND_IOMMUFD &&

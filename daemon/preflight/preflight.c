@@ -44,6 +44,7 @@ void luv_preflight_facts_done(PreflightFacts *f)
                 free(f->machines[i].unit);
                 free(f->machines[i].reason);
                 free(f->machines[i].iommufd_blocker);
+                luv_machine_blockers_free(f->machines[i].blockers, f->machines[i].n_blockers);
         }
         free(f->machines);
         for (size_t i = 0; i < f->n_devices; i++) {

@@ -21,9 +21,11 @@ typedef struct PreflightMachine {
         MachineState state;
         bool attached, alive, in_control_group, shares_control_group;
         size_t n_fds, n_memfds, n_missing;
-        uint64_t bytes, holes; /* of its memfds */
-        uint64_t headroom;     /* until its control group's memory.max; UINT64_MAX: no limit */
-        int survives;          /* the drain: 1, 0, negative: not known */
+        uint64_t bytes, holes;    /* of its memfds */
+        uint64_t headroom;        /* until its control group's memory.max; UINT64_MAX: no limit */
+        int survives;             /* the drain: 1, 0, negative: not known */
+        MachineBlocker *blockers; /* its VMM's */
+        size_t n_blockers;
         char *iommufd_blocker; /* as luv_iommufd_blocker(), of one of its iommufds; NULL: none */
 } PreflightMachine;
 

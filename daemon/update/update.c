@@ -789,6 +789,14 @@ int luv_update_prepared(Update *u, Machine *m)
         return 0;
 }
 
+void luv_update_blocked(Update *u, Machine *m)
+{
+        UpdateMachine *um = m->update;
+
+        if (m->n_blockers > 0 && um && um->taking_part && !um->sacrificed && m->state != MACHINE_RUNNING)
+                luv_update_fail(u, um, "machine %s cannot take part: %s", m->name, m->blockers[0].message);
+}
+
 int luv_update_committed(Update *u, Machine *m)
 {
         UpdateMachine *um = m->update;

@@ -158,6 +158,8 @@ bool luv_update_is_late(const Machine *m);
 int luv_update_prepared(Update *u, Machine *m);
 int luv_update_quiesced(Update *u, Machine *m, uint64_t stopped_usec);
 int luv_update_committed(Update *u, Machine *m);
+/* M has new blockers, or none. */
+void luv_update_blocked(Update *u, Machine *m);
 /* Positive: DONE follows when nothing of the update is left of M. */
 typedef void (*UpdateResumedDone)(Machine *m, void *userdata);
 int luv_update_resumed(Update *u, Machine *m, uint64_t running_usec);

@@ -83,6 +83,13 @@ static SD_VARLINK_DEFINE_STRUCT_TYPE(
         SD_VARLINK_FIELD_COMMENT("PCI address (0000:00:03.0), of a vfio device."),
         SD_VARLINK_DEFINE_FIELD(device, SD_VARLINK_STRING, SD_VARLINK_NULLABLE));
 
+static SD_VARLINK_DEFINE_STRUCT_TYPE(
+        Blocker,
+        SD_VARLINK_FIELD_COMMENT("What it is, for people: a sentence without a full stop; at most 1024 bytes."),
+        SD_VARLINK_DEFINE_FIELD(message, SD_VARLINK_STRING, 0),
+        SD_VARLINK_FIELD_COMMENT("What to do about it; at most 1024 bytes."),
+        SD_VARLINK_DEFINE_FIELD(remedy, SD_VARLINK_STRING, SD_VARLINK_NULLABLE));
+
 static SD_VARLINK_DEFINE_METHOD(
         Register,
         SD_VARLINK_FIELD_COMMENT("Machine name, unique on the host: 1 to 48 of A-Z a-z 0-9 _ . -, first a letter or digit."),
@@ -130,6 +137,13 @@ static SD_VARLINK_DEFINE_METHOD(
         SD_VARLINK_DEFINE_INPUT(fileDescriptor, SD_VARLINK_INT, 0),
         SD_VARLINK_FIELD_COMMENT("What luvfiod made of it. It is preserved in LUO when an update stages it, not before."),
         SD_VARLINK_DEFINE_OUTPUT_BY_TYPE(fileDescriptor, FileDescriptor, 0));
+
+static SD_VARLINK_DEFINE_METHOD(
+        SetBlockers,
+        SD_VARLINK_FIELD_COMMENT("Machine. Allowed in running, preparing, prepared, quiescing and aborting."),
+        SD_VARLINK_DEFINE_INPUT(machine, SD_VARLINK_STRING, 0),
+        SD_VARLINK_FIELD_COMMENT("All there are now, at most 64, in place of those before; none: nothing speaks against it."),
+        SD_VARLINK_DEFINE_INPUT_BY_TYPE(blockers, Blocker, SD_VARLINK_ARRAY));
 
 static SD_VARLINK_DEFINE_METHOD(
         Prepared,
@@ -247,6 +261,8 @@ SD_VARLINK_DEFINE_INTERFACE(
         &vl_type_EventType,
         SD_VARLINK_SYMBOL_COMMENT("A file descriptor that luvfiod holds for a machine"),
         &vl_type_FileDescriptor,
+        SD_VARLINK_SYMBOL_COMMENT("What speaks against a live update of a machine, in its VMM's words"),
+        &vl_type_Blocker,
         SD_VARLINK_SYMBOL_COMMENT("Makes a machine known, or takes it up again. Binds it to the caller's uid and systemd unit. Errors: InvalidName, MachineExists, NotOwner (the secret is wrong), QuotaExceeded, Stranded, WrongState (a new one, while machines are stopped)"),
         &vl_method_Register,
         SD_VARLINK_SYMBOL_COMMENT("Sends what the VMM has to do, as it comes; keep it open on a connection of its own. Errors: NoSuchMachine, NotOwner"),
@@ -255,6 +271,8 @@ SD_VARLINK_DEFINE_INTERFACE(
         &vl_method_Preserve,
         SD_VARLINK_SYMBOL_COMMENT("Answers the prepare event. Errors: NoSuchMachine, NotOwner, WrongState"),
         &vl_method_Prepared,
+        SD_VARLINK_SYMBOL_COMMENT("Tells what Check is to find against the machine; an update that the machine takes part in ends. Not kept over a restart of luvfiod: it is told again after attached. Errors: as Prepared"),
+        &vl_method_SetBlockers,
         SD_VARLINK_SYMBOL_COMMENT("Answers the quiesce event. Errors: as Prepared"),
         &vl_method_Quiesced,
         SD_VARLINK_SYMBOL_COMMENT("Answers the commit event. Errors: as Prepared"),

@@ -13,6 +13,7 @@
 /* org.luvfio.Machine */
 
 #define VMM_LENGTH_MAX 1024u
+#define BLOCKER_LENGTH_MAX 1024u
 
 #define DISPATCH_STRING(name, type, member, flags)                                                          \
         { name, SD_JSON_VARIANT_STRING, sd_json_dispatch_const_string, offsetof(type, member), (flags) }
@@ -564,6 +565,83 @@ static int method_preserve(sd_varlink *link, sd_json_variant *parameters, sd_var
         return hold(c, m, &p, kind, &fd);
 }
 
+/* SetBlockers. */
+
+typedef struct BlockersParameters {
+        const char *machine;
+        sd_json_variant *blockers;
+} BlockersParameters;
+
+typedef struct BlockerParameters {
+        const char *message, *remedy;
+} BlockerParameters;
+
+/* -EINVAL: it is none. */
+static int blocker_from_json(sd_json_variant *v, MachineBlocker *ret)
+{
+        static const sd_json_dispatch_field table[] = {
+                DISPATCH_STRING("message", BlockerParameters, message, SD_JSON_MANDATORY),
+                DISPATCH_STRING("remedy", BlockerParameters, remedy, SD_JSON_NULLABLE),
+                {},
+        };
+        BlockerParameters p = {};
+
+        if (sd_json_dispatch(v, table, 0, &p) < 0 || !p.message[0] ||
+            strlen(p.message) > BLOCKER_LENGTH_MAX || (p.remedy && strlen(p.remedy) > BLOCKER_LENGTH_MAX))
+                return -EINVAL;
+        ret->message = luv_printable(p.message);
+        ret->remedy = p.remedy ? luv_printable(p.remedy) : NULL;
+        return ret->message && (!p.remedy || ret->remedy) ? 0 : -ENOMEM;
+}
+
+static bool may_be_blocked(MachineState s)
+{
+        return s == MACHINE_RUNNING || s == MACHINE_PREPARING || s == MACHINE_PREPARED ||
+               s == MACHINE_QUIESCING || s == MACHINE_ABORTING;
+}
+
+static int method_set_blockers(sd_varlink *link, sd_json_variant *parameters,
+                               sd_varlink_method_flags_t flags, void *userdata)
+{
+        static const sd_json_dispatch_field table[] = {
+                DISPATCH_STRING("machine", BlockersParameters, machine, SD_JSON_MANDATORY),
+                { "blockers", SD_JSON_VARIANT_ARRAY, sd_json_dispatch_variant_noref,
+                  offsetof(BlockersParameters, blockers), SD_JSON_MANDATORY },
+                {},
+        };
+        MachineBlocker *blockers = NULL;
+        Connection *c = userdata;
+        BlockersParameters p = {};
+        size_t n, done = 0;
+        Machine *m;
+        int r;
+
+        r = luv_dispatch(c, parameters, flags, table, &p);
+        if (r <= 0)
+                return r;
+        r = find_machine(c, p.machine, &m);
+        if (r <= 0)
+                return r;
+        if (!may_be_blocked(m->state))
+                return error_state(c, m);
+        n = sd_json_variant_elements(p.blockers);
+        if (n > MACHINE_BLOCKERS_MAX)
+                return sd_varlink_error_invalid_parameter_name(link, "blockers");
+        blockers = calloc(MAX(n, (size_t) 1), sizeof(MachineBlocker));
+        r = blockers ? 0 : -ENOMEM;
+        while (r >= 0 && done < n) {
+                r = blocker_from_json(sd_json_variant_by_index(p.blockers, done), blockers + done);
+                done++;
+        }
+        if (r < 0) {
+                luv_machine_blockers_free(blockers, done);
+                return r == -EINVAL ? sd_varlink_error_invalid_parameter_name(link, "blockers") : r;
+        }
+        luv_machine_set_blockers(m, blockers, n);
+        luv_update_blocked(c->server->config.update, m);
+        return sd_varlink_reply(link, NULL);
+}
+
 /* The VMM's answers. R is what the update made of one. */
 
 static int reply_to_answer(Connection *c, const Machine *m, int r)
@@ -841,6 +919,7 @@ int luv_server_bind_machine(Server *s, sd_varlink_server *v)
         return sd_varlink_server_bind_method_many(v, "org.luvfio.Machine.Register", method_register,
                                                   "org.luvfio.Machine.Watch", method_watch,
                                                   "org.luvfio.Machine.Preserve", method_preserve,
+                                                  "org.luvfio.Machine.SetBlockers", method_set_blockers,
                                                   "org.luvfio.Machine.Prepared", method_prepared,
                                                   "org.luvfio.Machine.Quiesced", method_quiesced,
                                                   "org.luvfio.Machine.Committed", method_committed,

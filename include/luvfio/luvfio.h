@@ -101,6 +101,12 @@ struct luvfio_fd {
         const char *device; /* PCI address, of a VFIO device; else NULL */
 };
 
+/* What speaks against a live update of the machine, for people. Fields may be added at the end. */
+struct luvfio_blocker {
+        const char *message; /* a sentence without a full stop, at most 1024 bytes */
+        const char *remedy;  /* what to do about it, at most 1024 bytes; or NULL */
+};
+
 /* What comes with an event. Valid during the callback. Fields may be added at the end. */
 struct luvfio_event {
         enum luvfio_state state; /* of the machine, with this event */
@@ -219,6 +225,15 @@ int luvfio_preserve(struct luvfio *l, const char *name, enum luvfio_kind kind, i
 const struct luvfio_fd *luvfio_list_fds(struct luvfio *l, size_t index);
 /* One of them by name, NULL if there is none. */
 const struct luvfio_fd *luvfio_find_fd(struct luvfio *l, const char *name);
+
+/*
+ * Tells what the VMM itself has found to speak against a live update: `luvfioctl check` shows it, and no
+ * update begins. All there are now, at most 64, in place of those told before; 0: nothing. States: running,
+ * preparing, prepared, quiescing, aborting. An update that the machine takes part in already ends, and
+ * `abort` follows: so this is also how to say that `prepare` or `quiesce` has failed. luvfiod keeps them
+ * until it is restarted: to be told again in `attached`.
+ */
+int luvfio_set_blockers(struct luvfio *l, const struct luvfio_blocker *blockers, size_t n);
 
 /* Answers `prepare`. State preparing. */
 int luvfio_prepared(struct luvfio *l);

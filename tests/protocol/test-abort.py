@@ -55,6 +55,47 @@ def abort_at(event, machine_state, update_state):
         and_again(d, machines)
 
 
+def blockers(*messages):
+    return {"machine": "slow", "blockers": [{"message": m, "remedy": "mend it"} for m in messages]}
+
+
+@test
+def vmm_blocks():
+    """what a VMM says against an update: check finds it, no update begins, and when it is taken back one does"""
+    with Daemon() as d:
+        machines = [d.vmm("quick"), d.vmm("slow")]
+        with d.no_leak():
+            d.machine("SetBlockers", blockers("its memory is in\nfiles", "it is too old"))
+            found = [f for f in d.findings() if f["severity"] == "blocker"]
+            equal([f["id"] for f in found], ["machine-blocked"] * 2, "what check finds")
+            true(all(f["machine"] == "slow" and f["remedy"] == "mend it" for f in found), f"{found}")
+            true("too old" in found[1]["message"] and found[0]["message"].isprintable(), f"{found}")
+            with d.begin() as update:
+                raises(HOST + "Blocked", lambda: d.drain(update))
+            given_up(d, machines, asked=[])
+            d.machine("SetBlockers", blockers())
+        and_again(d, machines)
+
+
+def vmm_blocks_at(event, update_state):
+    with Daemon() as d:
+        machines = [d.vmm("quick"), d.vmm("slow")]
+        with d.no_leak():
+            machines[1].set_policy(**{event: vmm.SILENT})
+            with d.begin(deadlineUSec=20000000) as update:
+                machines[1].wait_event(event)
+                d.machine("SetBlockers", blockers("it did not stop"))
+                raises(HOST + "UpdateFailed", lambda: d.drain(update), state=update_state, machine="slow",
+                       reason="machine slow cannot take part: it did not stop")
+            given_up(d, machines)
+            d.machine("SetBlockers", blockers())
+        and_again(d, machines)
+
+
+for _event, _update in (("prepare", "staging"), ("quiesce", "quiescing")):
+    tap.add(f"a VMM blocks the update when it is asked to {_event}", lambda a=_event, b=_update: vmm_blocks_at(a, b))
+
+
 for _event, _machine, _update in (
     ("prepare", "preparing", "staging"),
     ("quiesce", "quiescing", "quiescing"),

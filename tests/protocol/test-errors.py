@@ -91,6 +91,7 @@ def no_such_machine():
         }
         for method in ("Prepared", "Quiesced", "Committed", "Resumed", "Withdraw"):
             calls[method] = {"machine": "nobody"}
+        calls["SetBlockers"] = {"machine": "nobody", "blockers": []}
         for method, parameters in calls.items():
             with d.connect_machine() as c:
                 c.send(MACHINE + method, parameters, [fd] if method == "Preserve" else (), more=method == "Watch")
@@ -124,6 +125,7 @@ def not_owner():
             for method in ("Prepared", "Quiesced", "Committed", "Resumed", "Withdraw"):
                 raises(MACHINE + "NotOwner", lambda m=method: v.call(m, {"machine": "mine"}), machine="mine")
             raises(MACHINE + "NotOwner", lambda: v.call("Retrieve", {"machine": "mine", "name": "ram0"}), machine="mine")
+            raises(MACHINE + "NotOwner", lambda: v.call("SetBlockers", {"machine": "mine", "blockers": []}), machine="mine")
             raises(MACHINE + "NotOwner", v.start_watch, machine="mine")
             v.make()
             raises(MACHINE + "NotOwner", lambda: v.preserve("ram0"), machine="mine")
@@ -588,6 +590,13 @@ def standard_errors():
                 )
         raises(service + "InvalidParameter", lambda: d.machine("Register", {}), parameter="name")
         raises(service + "InvalidParameter", lambda: d.machine("Register", {"name": 7}), parameter="name")
+        d.machine("Register", {"name": "blocked"})
+        for bad in (None, "x", ["x"], [{}], [{"message": ""}], [{"message": "x" * 1025}], [{"message": 1}],
+                    [{"message": "x", "remedy": "x" * 1025}], [{"message": "x", "colour": 1}], [{"message": "x"}] * 65):
+            raises(service + "InvalidParameter",
+                   lambda b=bad: d.machine("SetBlockers", {"machine": "blocked", "blockers": b}), parameter="blockers")
+        d.machine("SetBlockers", {"machine": "blocked", "blockers": [{"message": "x"}] * 64})
+        d.machine("Withdraw", {"machine": "blocked"})
         raises(service + "InvalidParameter", lambda: d.machine("Register", {"name": "a", "vmm": []}), parameter="vmm")
         raises(service + "InvalidParameter", lambda: d.machine("Register", {"name": "a", "shoe": 43}), parameter="shoe")
         raises(service + "ExpectedMore", lambda: d.machine("Watch", {"name": "a"}))

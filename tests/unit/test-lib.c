@@ -192,6 +192,22 @@ static int on_preserve(sd_varlink *link, sd_json_variant *parameters, sd_varlink
         return r;
 }
 
+#define BLOCKERS                                                                                            \
+        "[{\"message\":\"guest memory is in files\",\"remedy\":\"use a memfd\"},"                           \
+        "{\"message\":\"it is too old\"}]"
+
+static int on_set_blockers(sd_varlink *link, sd_json_variant *parameters, sd_varlink_method_flags_t flags,
+                           void *userdata)
+{
+        _cleanup_free_ char *text = NULL;
+
+        ck_assert_int_ge(sd_json_variant_format(sd_json_variant_by_key(parameters, "blockers"), 0, &text),
+                         0);
+        if (!streq(text, BLOCKERS) && !streq(text, "[]"))
+                return sd_varlink_error_invalid_parameter_name(link, "blockers");
+        return sd_varlink_reply(link, NULL);
+}
+
 static int on_retrieve(sd_varlink *link, sd_json_variant *parameters, sd_varlink_method_flags_t flags,
                        void *userdata)
 {
@@ -299,10 +315,10 @@ static void serve(const char *path, int control)
         ck_assert_int_ge(sd_varlink_server_add_interface(s.server, &vl_interface_org_luvfio_Machine), 0);
         ck_assert_int_ge(sd_varlink_server_bind_method_many(s.server, I "Register", on_register, I "Watch",
                                                             on_watch, I "Preserve", on_preserve,
-                                                            I "Retrieve", on_retrieve, I "Committed",
-                                                            on_committed, I "Prepared", on_simple,
-                                                            I "Quiesced", on_simple, I "Resumed", on_simple,
-                                                            I "Withdraw", on_simple),
+                                                            I "SetBlockers", on_set_blockers, I "Retrieve",
+                                                            on_retrieve, I "Committed", on_committed,
+                                                            I "Prepared", on_simple, I "Quiesced", on_simple,
+                                                            I "Resumed", on_simple, I "Withdraw", on_simple),
                          0);
         ck_assert_int_ge(sd_varlink_server_bind_connect(s.server, on_connect), 0);
         ck_assert_int_ge(sd_varlink_server_bind_disconnect(s.server, on_disconnect), 0);
@@ -574,6 +590,22 @@ START_TEST(test_no_server)
         ck_assert_int_eq(luvfio_get_state(l), -ENODATA);
         server_start();
         ck_assert_int_eq(luvfio_register(l), 0);
+        luvfio_unref(l);
+}
+END_TEST
+
+START_TEST(test_blockers)
+{
+        const struct luvfio_blocker blockers[] = { { "guest memory is in files", "use a memfd" },
+                                                   { "it is too old", NULL } };
+        struct luvfio *l = new_client("m");
+
+        ck_assert_int_eq(luvfio_set_blockers(l, blockers, 2), -ENOTCONN);
+        luvfio_unref(l);
+        l = attached_client();
+        ck_assert_int_eq(luvfio_set_blockers(l, blockers, 2), 0);
+        ck_assert_int_eq(luvfio_set_blockers(l, NULL, 0), 0);
+        ck_assert_int_lt(luvfio_set_blockers(l, blockers, 1), 0);
         luvfio_unref(l);
 }
 END_TEST
@@ -998,6 +1030,7 @@ int main(void)
         tcase_add_test(tc, test_environment);
         tcase_add_test(tc, test_no_server);
         tcase_add_test(tc, test_register_lost);
+        tcase_add_test(tc, test_blockers);
         tcase_add_test(tc, test_errors);
         tcase_add_test(tc, test_fds);
         tcase_add_test(tc, test_update_and_abort);

@@ -234,6 +234,10 @@ START_TEST(machines)
         m.shares_control_group = true;
         expect(&f, "machine-not-freezable", SEVERITY_BLOCKER, "vm1", NULL);
         m = good_machine();
+        m.blockers = &(MachineBlocker) { .message = (char *) "guest memory is in files" };
+        m.n_blockers = 1;
+        expect(&f, "machine-blocked", SEVERITY_BLOCKER, "vm1", NULL);
+        m = good_machine();
         m.iommufd_blocker = (char *) "ioas 2 iova 0x1000-0x1fff: anonymous memory";
         expect(&f, "iommufd-blocked", SEVERITY_BLOCKER, "vm1", NULL);
         m = good_machine();
