@@ -1,40 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
-#include <endian.h>
-#include <sys/stat.h>
-
 #include "restore/manifest.h"
-#include "util/crc32c.h"
-#include "util/io.h"
+#include "util/document.h"
 #include "util/json-util.h"
 #include "util/log.h"
 #include "util/string-util.h"
-
-/* Raised with every change; MIN_READER only where an older reader would go wrong. */
-#define DOCUMENT_VERSION 1
-#define DOCUMENT_MIN_READER 1
-
-typedef enum DocumentKind {
-        DOCUMENT_HOST = 1,
-        DOCUMENT_MACHINE = 2,
-} DocumentKind;
-
-typedef struct __attribute__((packed)) Envelope {
-        char magic[8];
-        uint16_t version, min_reader;
-        uint32_t kind;
-        uint64_t length;
-        uint32_t crc;
-} Envelope;
-
-static const char magic[8] = { 'L', 'U', 'V', 'F', 'I', 'O', 'D', 'C' };
-
-static const char *document_kind_to_string(uint32_t kind)
-{
-        return kind == DOCUMENT_HOST      ? "host record"
-               : kind == DOCUMENT_MACHINE ? "machine record"
-                                          : "document of an unknown kind";
-}
 
 static void fd_record_done(FdRecord *f)
 {
@@ -86,101 +56,6 @@ HostRecord *luv_host_record_free(HostRecord *h)
         free(h->boot_id);
         free(h);
         return NULL;
-}
-
-/* The envelope. */
-
-static int seal(DocumentKind kind, struct json_object *o, int *ret_fd, char **ret_reason)
-{
-        _cleanup_free_ uint8_t *document = NULL;
-        Envelope e = {
-                .version = htole16(DOCUMENT_VERSION),
-                .min_reader = htole16(DOCUMENT_MIN_READER),
-                .kind = htole32(kind),
-        };
-        const char *text;
-        uint32_t crc;
-        size_t size;
-        int fd;
-
-        text = json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN, &size);
-        if (!text)
-                return -ENOMEM;
-        if (size > LUVFIO_JSON_SIZE_MAX)
-                return luv_reason(ret_reason, -EINVAL, "the %s would have %zu bytes, which is more than %zu",
-                                  document_kind_to_string(kind), size, LUVFIO_JSON_SIZE_MAX);
-        memcpy(e.magic, magic, sizeof(e.magic));
-        e.length = htole64(size);
-        crc = luv_crc32c(&e, offsetof(Envelope, crc));
-        e.crc = htole32(luv_crc32c_extend(crc, text, size));
-
-        document = malloc(sizeof(e) + size);
-        if (!document)
-                return -ENOMEM;
-        memcpy(document, &e, sizeof(e));
-        memcpy(document + sizeof(e), text, size);
-        fd = luv_memfd_sealed("luvfio-record", document, sizeof(e) + size);
-        if (fd < 0)
-                return luv_reason(ret_reason, fd, "no memory for the %s: %s", document_kind_to_string(kind),
-                                  strerror(-fd));
-        *ret_fd = fd;
-        return 0;
-}
-
-static int unseal(int fd, DocumentKind kind, struct json_object **ret, char **ret_reason)
-{
-        const char *what = document_kind_to_string(kind);
-        _cleanup_free_ char *text = NULL;
-        struct stat st;
-        uint64_t size;
-        uint32_t crc;
-        Envelope e;
-        int r;
-
-        if (fstat(fd, &st) < 0)
-                return luv_reason(ret_reason, negative_errno(), "the %s cannot be looked at", what);
-        if (!S_ISREG(st.st_mode))
-                return luv_reason(ret_reason, -EBADMSG, "what should be the %s is no file", what);
-        size = (uint64_t) st.st_size;
-        if (size < sizeof(e))
-                return luv_reason(ret_reason, -EBADMSG, "the %s has %llu bytes, too few for its header",
-                                  what, (unsigned long long) size);
-        r = luv_pread_all(fd, &e, sizeof(e), 0);
-        if (r < 0)
-                return luv_reason(ret_reason, r == -ENODATA ? -EBADMSG : r, "the %s cannot be read: %s",
-                                  what, strerror(-r));
-        if (memcmp(e.magic, magic, sizeof(magic)) != 0)
-                return luv_reason(ret_reason, -EBADMSG,
-                                  "what should be the %s does not begin as a document of ours", what);
-        /* Before anything else that another version may have changed. */
-        if (le16toh(e.min_reader) > DOCUMENT_VERSION)
-                return luv_reason(ret_reason, -EPROTONOSUPPORT,
-                                  "the %s was written in version %u, which asks for a reader of version %u; "
-                                  "this is %u",
-                                  what, le16toh(e.version), le16toh(e.min_reader), DOCUMENT_VERSION);
-        if (e.version == 0 || e.min_reader == 0 || le16toh(e.min_reader) > le16toh(e.version))
-                return luv_reason(ret_reason, -EBADMSG, "the %s has versions that make no sense", what);
-        if (le64toh(e.length) > LUVFIO_JSON_SIZE_MAX || le64toh(e.length) != size - sizeof(e))
-                return luv_reason(ret_reason, -EBADMSG, "the %s says that it has %llu bytes, and has %llu",
-                                  what, (unsigned long long) le64toh(e.length),
-                                  (unsigned long long) (size - sizeof(e)));
-
-        size -= sizeof(e);
-        text = malloc(size + 1);
-        if (!text)
-                return -ENOMEM;
-        r = luv_pread_all(fd, text, size, sizeof(e));
-        if (r < 0)
-                return luv_reason(ret_reason, r == -ENODATA ? -EBADMSG : r, "the %s cannot be read: %s",
-                                  what, strerror(-r));
-        crc = luv_crc32c(&e, offsetof(Envelope, crc));
-        if (luv_crc32c_extend(crc, text, size) != le32toh(e.crc))
-                return luv_reason(ret_reason, -EBADMSG, "the %s is damaged: its checksum is wrong", what);
-        if (le32toh(e.kind) != kind)
-                return luv_reason(ret_reason, -EBADMSG, "what should be the %s is a %s", what,
-                                  document_kind_to_string(le32toh(e.kind)));
-        text[size] = 0;
-        return luv_json_parse(text, size, ret, ret_reason);
 }
 
 /* What the documents have; nested ones have functions of their own. */
@@ -658,7 +533,7 @@ int luv_host_record_read(int fd, HostRecord **ret, char **ret_reason)
         _cleanup_json_ struct json_object *o = NULL;
         int r;
 
-        r = unseal(fd, DOCUMENT_HOST, &o, ret_reason);
+        r = luv_document_read(fd, DOCUMENT_HOST, &o, ret_reason);
         if (r < 0)
                 return r;
         return parse_host(o, ret, ret_reason);
@@ -669,7 +544,7 @@ int luv_machine_record_read(int fd, MachineRecord **ret, char **ret_reason)
         _cleanup_json_ struct json_object *o = NULL;
         int r;
 
-        r = unseal(fd, DOCUMENT_MACHINE, &o, ret_reason);
+        r = luv_document_read(fd, DOCUMENT_MACHINE, &o, ret_reason);
         if (r < 0)
                 return r;
         return parse_machine(o, ret, ret_reason);
@@ -799,7 +674,7 @@ int luv_host_record_write(const HostRecord *h, int *ret_fd)
                 return -ENOMEM;
         r = write_host(o, h);
         if (r >= 0)
-                r = seal(DOCUMENT_HOST, o, &fd, &reason);
+                r = luv_document_write(DOCUMENT_HOST, o, &fd, &reason);
         if (r >= 0)
                 r = luv_host_record_read(fd, &back, &reason);
         if (r < 0)
@@ -820,7 +695,7 @@ int luv_machine_record_write(const MachineRecord *m, int *ret_fd)
                 return -ENOMEM;
         r = write_machine(o, m);
         if (r >= 0)
-                r = seal(DOCUMENT_MACHINE, o, &fd, &reason);
+                r = luv_document_write(DOCUMENT_MACHINE, o, &fd, &reason);
         if (r >= 0)
                 r = luv_machine_record_read(fd, &back, &reason);
         if (r < 0)

@@ -8,9 +8,7 @@
 /*
  * The documents that cross the jump. Host record: in the session "luvfio-host", token 0, and once more as
  * token 1: all machines are found by it, LUO cannot list sessions, and a retrieve that failed fails for
- * ever. Machine record: in the machine's own session, token (serial << 16). Each is a sealed memfd: envelope
- * {magic "LUVFIODC", u16 version, u16 min_reader, u32 kind, u64 length of the JSON, u32 CRC-32C of all
- * before it and of the JSON}, little endian, then JSON of at most 16 MiB and 16 levels.
+ * ever. Machine record: in the machine's own session, token (serial << 16). Each is one of util/document.h.
  */
 
 #define LUVFIO_HOST_SESSION "luvfio-host"
