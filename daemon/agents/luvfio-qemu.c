@@ -4,35 +4,39 @@
 #include <signal.h>
 #include <systemd/sd-daemon.h>
 
+#include "agents/qemu-config.h"
 #include "agents/qemu-machine.h"
 #include "config.h"
 #include "util/log.h"
 #include "util/string-util.h"
 
-/* luvfio-qemu(8) */
+/* luvfio-qemu(8). Exit codes: 0 the machine has ended, 1 it may be tried again, 2 usage, 3 QEMU has failed.
+ */
 
 #define STOP_USEC (60 * USEC_PER_SEC)
 
 static void usage(FILE *f)
 {
-        (void) fprintf(f,
-                       "luvfio-qemu --name NAME [OPTIONS] [--] QEMU [ARGUMENTS...]\n"
-                       "luvfio-qemu --name NAME [OPTIONS] --monitor SOCKET\n"
-                       "\n"
-                       "Runs a machine of QEMU, or stands beside one that runs already, and takes it "
-                       "through live updates\n"
-                       "of the host's kernel.\n"
-                       "\n"
-                       "  --name NAME              of the machine, unique on the host\n"
-                       "  --monitor SOCKET         of a QEMU that runs (QMP); nobody else may be connected\n"
-                       "  --runtime-dir DIR        for sockets, this machine's alone (default: "
-                       "/run/luvfio-qemu/NAME)\n"
-                       "  --secret-file FILE       keeps the machine's secret, for one that comes back in "
-                       "another unit\n"
-                       "  --stop-timeout SECONDS   how long the guest may take to power itself off "
-                       "(default: 60)\n"
-                       "  -h, --help\n"
-                       "  --version\n");
+        (void) fputs("luvfio-qemu --name NAME [OPTIONS] [--] QEMU [ARGUMENTS...]\n"
+                     "luvfio-qemu --name NAME [OPTIONS] --config FILE\n"
+                     "luvfio-qemu --name NAME [OPTIONS] --monitor SOCKET\n"
+                     "\n"
+                     "Runs a machine of QEMU, or stands beside one that runs already, and takes it through\n"
+                     "live updates of the host's kernel.\n"
+                     "\n"
+                     "  --name NAME              of the machine, unique on the host\n"
+                     "  --config FILE            QEMU's command line: the program, then an option and its\n"
+                     "                           value a line\n"
+                     "  --monitor SOCKET         of a QEMU that runs (QMP); nobody else may be connected\n"
+                     "  --runtime-dir DIR        for sockets, this machine's alone\n"
+                     "                           (default: /run/luvfio-qemu/NAME)\n"
+                     "  --secret-file FILE       keeps the machine's secret, for one that comes back in\n"
+                     "                           another unit\n"
+                     "  --stop-timeout SECONDS   how long the guest may take to power itself off\n"
+                     "                           (default: 60)\n"
+                     "  -h, --help\n"
+                     "  --version\n",
+                     f);
 }
 
 static int on_signal(sd_event_source *s, const struct signalfd_siginfo *si, void *userdata)
@@ -71,9 +75,10 @@ static int run(QemuMachineConfig *config)
 
 int main(int argc, char **argv)
 {
-        enum { NAME = 256, MONITOR, RUNTIME, SECRET, STOP };
+        enum { NAME = 256, CONFIG, MONITOR, RUNTIME, SECRET, STOP };
         static const struct option options[] = {
                 { "name", required_argument, NULL, NAME },
+                { "config", required_argument, NULL, CONFIG },
                 { "monitor", required_argument, NULL, MONITOR },
                 { "runtime-dir", required_argument, NULL, RUNTIME },
                 { "secret-file", required_argument, NULL, SECRET },
@@ -84,12 +89,17 @@ int main(int argc, char **argv)
         };
         QemuMachineConfig config = { .stop_usec = STOP_USEC };
         _cleanup_free_ char *runtime_dir = NULL;
+        _cleanup_strv_ char **configured = NULL;
+        const char *file = NULL;
         int c, r = 0;
 
         while (r >= 0 && (c = getopt_long(argc, argv, "+h", options, NULL)) >= 0)
                 switch (c) {
                 case NAME:
                         config.name = optarg;
+                        break;
+                case CONFIG:
+                        file = optarg;
                         break;
                 case MONITOR:
                         config.monitor = optarg;
@@ -120,11 +130,19 @@ int main(int argc, char **argv)
                 luv_log_error(-EINVAL, "A name for the machine is wanted (--name)");
                 return 2;
         }
-        if (config.monitor && optind < argc) {
-                luv_log_error(-EINVAL, "Either a QEMU that runs (--monitor) or a command line, not both");
+        if ((config.monitor != NULL) + (file != NULL) + (optind < argc) != 1) {
+                luv_log_error(-EINVAL, "Wanted is a command line, or --config, or --monitor");
                 return 2;
         }
-        config.argv = argv + optind;
+        if (file) {
+                r = luv_qemu_config_read(file, &configured);
+                if (r < 0) {
+                        luv_log_error(r, "No command line of QEMU in %s", file);
+                        return 2;
+                }
+                config.argv = configured;
+        } else if (optind < argc)
+                config.argv = argv + optind;
         if (!config.runtime_dir) {
                 runtime_dir = luv_strf("/run/luvfio-qemu/%s", config.name);
                 if (!runtime_dir)
@@ -132,5 +150,5 @@ int main(int argc, char **argv)
                 config.runtime_dir = runtime_dir;
         }
         r = run(&config);
-        return r < 0 ? EXIT_FAILURE : r;
+        return r == -ECHILD ? QEMU_MACHINE_FAILED : r < 0 ? EXIT_FAILURE : r;
 }

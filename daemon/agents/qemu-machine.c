@@ -964,8 +964,9 @@ static int on_process_end(sd_event_source *s, int fd, uint32_t revents, void *us
         if (m->state == QEMU_CAPTURED)
                 return 0;
         if (waitid(P_PIDFD, (id_t) m->process.pidfd, &info, WEXITED) >= 0 && info.si_pid > 0) {
-                code = info.si_code == CLD_EXITED ? info.si_status : EXIT_FAILURE;
-                luv_log(code == 0 ? LOG_INFO : LOG_WARNING, "QEMU (pid %i) has ended, %s %i",
+                code = info.si_code == CLD_EXITED && info.si_status == 0 ? EXIT_SUCCESS
+                                                                         : QEMU_MACHINE_FAILED;
+                luv_log(code == EXIT_SUCCESS ? LOG_INFO : LOG_WARNING, "QEMU (pid %i) has ended, %s %i",
                         (int) info.si_pid, info.si_code == CLD_EXITED ? "exit code" : "signal",
                         info.si_status);
         } else
@@ -1083,9 +1084,13 @@ static int start_new(QemuMachine *m, char **ret_reason)
                                           .cpr_fd = -EBADF },
                            &m->process, ret_reason);
         safe_close(monitor_fd);
+        if (r < 0)
+                return -ECHILD;
+        r = luv_qemu_monitor(path, luv_now_usec() + START_USEC, &m->qmp, ret_reason);
         if (r >= 0)
-                r = luv_qemu_monitor(path, luv_now_usec() + START_USEC, &m->qmp, ret_reason);
-        return r < 0 ? r : adopt(m, path);
+                return adopt(m, path);
+        (void) luv_qemu_process_kill(&m->process, luv_now_usec() + CALL_USEC);
+        return -ECHILD;
 }
 
 static int qemu_status(Qmp *q, char **ret, char **ret_reason)

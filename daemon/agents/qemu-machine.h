@@ -27,9 +27,13 @@ typedef struct QemuMachineConfig {
         uint64_t stop_usec;      /* how long a guest may take to power itself off */
 } QemuMachineConfig;
 
+/* Exit code of the event loop when QEMU has ended by itself, and not well. */
+#define QEMU_MACHINE_FAILED 3
+
 /*
  * Registers with luvfiod, and starts QEMU, or takes up one that an earlier run of this program has left, or
- * waits to be given one that came over a jump. The event loop ends with the machine. -errno, logged.
+ * waits to be given one that came over a jump. The event loop ends with the machine. -ECHILD: QEMU could not
+ * be started; -errno; logged.
  */
 int luv_qemu_machine_new(const QemuMachineConfig *config, QemuMachine **ret);
 QemuMachine *luv_qemu_machine_free(QemuMachine *m);

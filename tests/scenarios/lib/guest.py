@@ -27,27 +27,51 @@ def files(kernel="b"):
             "--file", f"{Path(__file__).with_name('qemu.sh')}:{FOLDER}/qemu.sh"]
 
 
-def command(name, *extra, devices=(), smp=1, memory=256, disk="", net="", append="", machine="q35", serial=True):
-    """The words of a QEMU command line, for a shell in the host. DEVICES are PCI addresses, or texts in $() that give them;
-    EXTRA are more arguments; DISK and NET are what the guest is to use (nvme0n1, eth0). Logs and the QMP socket are named
-    for the guest."""
-    words = ["qemu-system-x86_64", "-name", name, "-nodefaults", "-no-user-config", "-display", "none", "-accel", "kvm",
+def words(name, *extra, devices=(), smp=1, memory=256, disk="", net="", append="", machine="q35", serial=True, qmp=True):
+    """The words of a QEMU command line. DEVICES are PCI addresses, or texts in $() that give them; EXTRA are more arguments; DISK
+    and NET are what the guest is to use (nvme0n1, eth0). Logs and the QMP socket are named for the guest."""
+    w = ["qemu-system-x86_64", "-name", name, "-nodefaults", "-no-user-config", "-display", "none", "-accel", "kvm",
              "-cpu", "host", "-smp", str(smp), "-m", f"{memory}M", "-machine", f"{machine},memory-backend=ram,aux-ram-share=on",
-             "-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on",
-             "-qmp", f"unix:{RUN}/{name}.qmp,server=on,wait=off"]
+             "-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on"]
+    if qmp:
+        w += ["-qmp", f"unix:{RUN}/{name}.qmp,server=on,wait=off"]
     if serial:
         # What another QEMU said before stays.
-        words += ["-chardev", f"file,id=serial,path={LOGS}/{name}.log,append=on", "-serial", "chardev:serial"]
+        w += ["-chardev", f"file,id=serial,path={LOGS}/{name}.log,append=on", "-serial", "chardev:serial"]
     if devices:
-        words += ["-object", "iommufd,id=iommufd0"]
+        w += ["-object", "iommufd,id=iommufd0"]
     for n, device in enumerate(devices):
-        words += ["-device", f"pcie-root-port,id=rp{n},chassis={n + 1},slot={n + 1}",
+        w += ["-device", f"pcie-root-port,id=rp{n},chassis={n + 1},slot={n + 1}",
                   "-device", f"vfio-pci,host={device},iommufd=iommufd0,id=hostdev{n},bus=rp{n}"]
     kernel = "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable $(tr ' ' '\\n' </proc/cmdline | grep tsc_early_khz=)"
     for key, value in (("disk", disk), ("net", net)):
         kernel += f" luv.{key}={value}" if value else ""
-    words += [*extra, "-kernel", f"{FOLDER}/vmlinuz", "-initrd", f"{FOLDER}/initrd", "-append", f"{kernel} {append}".strip()]
-    return " ".join('"' + w + '"' for w in words)
+    w += [*extra, "-kernel", f"{FOLDER}/vmlinuz", "-initrd", f"{FOLDER}/initrd", "-append", f"{kernel} {append}".strip()]
+    return w
+
+
+def command(name, *extra, **parameters):
+    """The same, for a shell in the host."""
+    return " ".join('"' + w + '"' for w in words(name, *extra, **parameters))
+
+
+def unit(name, *extra, **parameters):
+    """Shell text that makes and starts luvfio-qemu@NAME.service, in this boot and in later ones."""
+    program, *rest = words(name, *extra, qmp=False, **parameters)
+    lines = [program] + [f"{a} {b}".strip() for a, b in pairs(rest)]
+    return f"mkdir -p /etc/luvfio/qemu {LOGS}\ncat >/etc/luvfio/qemu/{name}.conf <<END\n" + "\n".join(lines) + \
+        f"\nEND\nsystemctl enable --quiet --now luvfio-qemu@{name}\n"
+
+
+def pairs(options):
+    """Options with their values, or with nothing."""
+    result = []
+    for w in options:
+        if w.startswith("-") or result[-1][1]:
+            result.append([w, ""])
+        else:
+            result[-1][1] = w
+    return [(a, b) for a, b in result]
 
 
 class Log:
