@@ -155,7 +155,8 @@ static int check_backend(Qmp *q, const char *id, bool shared, uint64_t deadline,
         name = string_of(type);
         if (!name)
                 return luv_blockers_add(b, REMEDY_MEMORY, "guest memory %s is not in a memfd", id);
-        if (!streq(name, "memory-backend-memfd"))
+        /* The second is in a memfd too, if it is shared. */
+        if (!streq(name, "memory-backend-memfd") && !streq(name, "memory-backend-ram"))
                 return luv_blockers_add(b, REMEDY_MEMORY, "guest memory %s is of a %s and not in a memfd",
                                         id, name);
         if (!shared)

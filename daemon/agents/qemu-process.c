@@ -158,10 +158,12 @@ static bool is_memory(const char *link)
                startswith(link, "/dev/hugepages");
 }
 
+/* A memfd that has come over a jump has no name any more. */
 static bool may_cross(const char *link)
 {
-        return is_memory(link) || startswith(link, "/dev/iommu") || startswith(link, "/dev/vfio/devices/") ||
-               startswith(link, "anon_inode:[iommufd]") || startswith(link, "anon_inode:[vfio-device]");
+        return is_memory(link) || streq(link, "/ (deleted)") || startswith(link, "/dev/iommu") ||
+               startswith(link, "/dev/vfio/devices/") || startswith(link, "anon_inode:[iommufd]") ||
+               startswith(link, "anon_inode:[vfio-device]");
 }
 
 static int add_file(QemuFiles *f, int *fd, const FdIdentity *identity)

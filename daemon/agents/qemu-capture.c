@@ -1,0 +1,570 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <systemd/sd-daemon.h>
+
+#include <luvfio/plugin.h>
+
+#include "agents/qemu-check.h"
+#include "agents/qemu-private.h"
+#include "agents/vfio-irq.h"
+#include "util/string-util.h"
+#include "util/time-util.h"
+
+#define STREAM_SIZE_MAX (UINT64_C(1) << 32)
+
+/* prepare */
+
+static int begin_migration(QemuMachine *m, const char *cpr_path, const char *main_path, uint64_t deadline,
+                           char **ret_reason)
+{
+        _cleanup_(sd_json_variant_unrefp) sd_json_variant *v = NULL;
+        int r;
+
+        r = sd_json_buildo(&v,
+                           SD_JSON_BUILD_PAIR("capabilities",
+                                              SD_JSON_BUILD_ARRAY(SD_JSON_BUILD_OBJECT(
+                                                              SD_JSON_BUILD_PAIR_STRING("capability",
+                                                                                        "events"),
+                                                              SD_JSON_BUILD_PAIR_BOOLEAN("state", true)))));
+        if (r >= 0)
+                r = luv_qmp_call(m->qmp, "migrate-set-capabilities", TAKE_PTR(v), deadline, NULL,
+                                 ret_reason);
+        if (r >= 0)
+                r = sd_json_buildo(&v, SD_JSON_BUILD_PAIR_STRING("mode", "cpr-transfer"));
+        if (r >= 0)
+                r = luv_qmp_call(m->qmp, "migrate-set-parameters", TAKE_PTR(v), deadline, NULL, ret_reason);
+#define CHANNEL(type, path)                                                                                 \
+        SD_JSON_BUILD_OBJECT(                                                                               \
+                        SD_JSON_BUILD_PAIR_STRING("channel-type", type),                                    \
+                        SD_JSON_BUILD_PAIR("addr",                                                          \
+                                           SD_JSON_BUILD_OBJECT(SD_JSON_BUILD_PAIR_STRING("transport",      \
+                                                                                          "socket"),        \
+                                                                SD_JSON_BUILD_PAIR_STRING("type", "unix"),  \
+                                                                SD_JSON_BUILD_PAIR_STRING("path", path))))
+        if (r >= 0)
+                r = sd_json_buildo(&v, SD_JSON_BUILD_PAIR("channels",
+                                                          SD_JSON_BUILD_ARRAY(CHANNEL("main", main_path),
+                                                                              CHANNEL("cpr", cpr_path))));
+#undef CHANNEL
+        if (r >= 0)
+                r = luv_qmp_begin(m->qmp, "migrate", TAKE_PTR(v), deadline, ret_reason);
+        return r;
+}
+
+static int accept_one(int listen_fd)
+{
+        int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC);
+
+        return fd < 0 ? negative_errno() : fd;
+}
+
+/* 1: somebody has connected to FD; 0: QEMU has something to say first. */
+static int wait_connection(const QemuMachine *m, int fd, uint64_t deadline)
+{
+        struct pollfd p[] = { { .fd = fd, .events = POLLIN },
+                              { .fd = luv_qmp_get_fd(m->qmp), .events = POLLIN } };
+        uint64_t left = luv_usec_left(deadline);
+
+        if (left == 0)
+                return -ETIMEDOUT;
+        if (poll(p, ELEMENTSOF(p), (int) MIN(left / USEC_PER_MSEC + 1, (uint64_t) INT32_MAX)) < 0)
+                return errno == EINTR ? 0 : negative_errno();
+        return p[0].revents != 0;
+}
+
+/* QEMU does not answer before it has sent everything, which may be more than fits into the socket. */
+static int receive_cpr(QemuMachine *m, int listen_fd, uint64_t deadline, char **ret_reason)
+{
+        bool answered = false;
+        int r;
+
+        while ((r = wait_connection(m, listen_fd, deadline)) == 0) {
+                r = luv_qmp_try_end(m->qmp, "migrate", NULL, ret_reason);
+                if (r < 0)
+                        return r;
+                answered = answered || r > 0;
+        }
+        if (r < 0)
+                return luv_reason(ret_reason, r, "QEMU does not hand its files over: %s", strerror(-r));
+        m->cpr_fd = accept_one(listen_fd);
+        if (m->cpr_fd < 0)
+                return luv_reason(ret_reason, m->cpr_fd, "QEMU does not hand its files over: %s",
+                                  strerror(-m->cpr_fd));
+        r = luv_cpr_receive(m->cpr_fd, deadline, &m->cpr, ret_reason);
+        if (r >= 0 && !answered)
+                r = luv_qmp_end(m->qmp, "migrate", deadline, NULL, ret_reason);
+        return r;
+}
+
+static bool is_eventfd(int fd)
+{
+        _cleanup_free_ char *path = luv_strf("/proc/self/fd/%i", fd);
+        char link[64] = {};
+
+        return path && readlink(path, link, sizeof(link) - 1) > 0 && streq(link, "anon_inode:[eventfd]");
+}
+
+/* Each file is one that luvfiod holds by now, or an eventfd. */
+static int hold_cpr_files(QemuMachine *m, char **ret_reason)
+{
+        for (size_t i = 0; i < m->cpr.n_fds; i++) {
+                const CprFd *f = &m->cpr.fds[i];
+                _cleanup_free_ char *why = NULL;
+                _cleanup_close_ int fd = -EBADF;
+                FdIdentity identity;
+                int r;
+
+                if (luv_qemu_find_same(m, f->fd) || is_eventfd(f->fd))
+                        continue;
+                r = luv_fd_identify(f->fd, false, &identity, &why);
+                if (r < 0)
+                        return luv_reason(ret_reason, r, "QEMU's file \"%s\" %s", f->name,
+                                          why ? why : strerror(-r));
+                fd = fcntl(f->fd, F_DUPFD_CLOEXEC, 3);
+                r = fd < 0 ? negative_errno() : luv_qemu_hand_over(m, identity.kind, &fd);
+                if (r < 0)
+                        return luv_reason(ret_reason, r, "%s", luvfio_get_error(m->l));
+        }
+        return 0;
+}
+
+/* QEMU itself does not mind memory that it has in files. */
+static int check_memory(QemuMachine *m, uint64_t deadline, char **ret_reason)
+{
+        _cleanup_(sd_json_variant_unrefp) sd_json_variant *list = NULL;
+        int r;
+
+        r = luv_qmp_call(m->qmp, "query-memdev", NULL, deadline, &list, ret_reason);
+        if (r < 0)
+                return r;
+        for (size_t i = 0; i < sd_json_variant_elements(list); i++) {
+                sd_json_variant *id = sd_json_variant_by_key(sd_json_variant_by_index(list, i), "id");
+
+                if (!id || !sd_json_variant_is_string(id) ||
+                    !luv_cpr_find_fd(&m->cpr, sd_json_variant_string(id), 0))
+                        return luv_reason(ret_reason, -EOPNOTSUPP,
+                                          "QEMU does not hand over its memory \"%s\"",
+                                          id && sd_json_variant_is_string(id) ? sd_json_variant_string(id)
+                                                                              : "?");
+        }
+        return 0;
+}
+
+int luv_qemu_prepare(QemuMachine *m, uint64_t deadline, char **ret_reason)
+{
+        _cleanup_free_ char *cpr_path = luv_qemu_path(m, "cpr.sock"),
+                            *main_path = luv_qemu_path(m, "main.sock");
+        _cleanup_close_ int listen_fd = -EBADF;
+        int r;
+
+        if (!cpr_path || !main_path)
+                return -ENOMEM;
+        listen_fd = luv_qemu_listen(cpr_path);
+        m->main_fd = luv_qemu_listen(main_path);
+        if (listen_fd < 0 || m->main_fd < 0)
+                return luv_reason(ret_reason, MIN(listen_fd, m->main_fd), "no sockets in %s",
+                                  m->config.runtime_dir);
+        r = begin_migration(m, cpr_path, main_path, deadline, ret_reason);
+        if (r < 0)
+                return r;
+        m->state = QEMU_HELD;
+        r = receive_cpr(m, listen_fd, deadline, ret_reason);
+        (void) unlink(cpr_path);
+        if (r >= 0)
+                r = check_memory(m, deadline, ret_reason);
+        return r < 0 ? r : hold_cpr_files(m, ret_reason);
+}
+
+/* How it ended, by its own word. 1: it has handed itself over; 0: it has not, and goes on, for that reason.
+ */
+static int migration_end(QemuMachine *m, uint64_t deadline, char **ret_reason)
+{
+        for (;;) {
+                _cleanup_(sd_json_variant_unrefp) sd_json_variant *info = NULL;
+                sd_json_variant *status, *why;
+                const char *s;
+                int r;
+
+                r = luv_qmp_call(m->qmp, "query-migrate", NULL, deadline, &info, ret_reason);
+                if (r < 0)
+                        return r;
+                status = sd_json_variant_by_key(info, "status");
+                s = status && sd_json_variant_is_string(status) ? sd_json_variant_string(status) : "none";
+                if (streq(s, "completed"))
+                        return 1;
+                if (streq(s, "failed") || streq(s, "cancelled") || streq(s, "none")) {
+                        why = sd_json_variant_by_key(info, "error-desc");
+                        (void) luv_reason(ret_reason, 0, "QEMU has not handed itself over: %s",
+                                          why && sd_json_variant_is_string(why) ? sd_json_variant_string(why)
+                                                                                : s);
+                        return 0;
+                }
+                r = luv_qmp_wait_event(m->qmp, "MIGRATION", deadline, NULL);
+                if (r < 0)
+                        return luv_reason(ret_reason, r,
+                                          "QEMU does not say whether it has handed itself over: %s",
+                                          r == -ECONNRESET ? "it has ended" : strerror(-r));
+        }
+}
+
+int luv_qemu_let_go(QemuMachine *m, char **ret_reason)
+{
+        int r;
+
+        if (m->state != QEMU_HELD)
+                return 0;
+        /* Before the channel is closed, which is what QEMU waits for. Whether that was in time only its
+         * state tells. */
+        (void) luv_qmp_call(m->qmp, "migrate_cancel", NULL, luv_now_usec() + CALL_USEC, NULL, NULL);
+        luv_qemu_drop_channels(m);
+        r = migration_end(m, luv_now_usec() + CALL_USEC, ret_reason);
+        if (r > 0)
+                return luv_reason(ret_reason, -ENODATA, "QEMU has handed itself over, and nobody took it");
+        if (r < 0)
+                return r;
+        m->state = QEMU_RUNNING;
+        return 0;
+}
+
+/* quiesce */
+
+static int receive_stream(int fd, uint64_t deadline, uint64_t *ret_size)
+{
+        _cleanup_close_ int memfd = memfd_create("luvfio-qemu-stream", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+        _cleanup_free_ uint8_t *buffer = malloc(1 << 20);
+        uint64_t size = 0;
+
+        if (memfd < 0)
+                return negative_errno();
+        if (!buffer)
+                return -ENOMEM;
+        for (;;) {
+                struct pollfd p = { .fd = fd, .events = POLLIN };
+                uint64_t left = luv_usec_left(deadline);
+                ssize_t n;
+                int r;
+
+                if (left == 0)
+                        return -ETIMEDOUT;
+                if (poll(&p, 1, (int) MIN(left / USEC_PER_MSEC + 1, (uint64_t) INT32_MAX)) < 0)
+                        return negative_errno();
+                n = recv(fd, buffer, 1 << 20, MSG_DONTWAIT);
+                if (n < 0 && errno != EAGAIN && errno != EINTR)
+                        return negative_errno();
+                if (n == 0) {
+                        *ret_size = size;
+                        return TAKE_FD(memfd);
+                }
+                if (n < 0)
+                        continue;
+                size += (uint64_t) n;
+                if (size > STREAM_SIZE_MAX)
+                        return -EFBIG;
+                for (ssize_t done = 0; done < n; done += r) {
+                        r = (int) write(memfd, buffer + done, (size_t) (n - done));
+                        if (r < 0)
+                                return negative_errno();
+                }
+        }
+}
+
+static int receive_stream_from(QemuMachine *m, uint64_t deadline)
+{
+        _cleanup_close_ int fd = -EBADF;
+        int r;
+
+        while ((r = wait_connection(m, m->main_fd, deadline)) == 0) {
+                r = luv_qmp_process(m->qmp);
+                if (r < 0)
+                        return r;
+        }
+        if (r < 0)
+                return r;
+        fd = accept_one(m->main_fd);
+        return fd < 0 ? fd : receive_stream(fd, deadline, &m->document->stream_size);
+}
+
+/*
+ * Closing the channel is what QEMU waits for: it stops its vCPUs and sends its state on the other one.
+ * Whether it has done so, or goes on, is its own word; a QEMU that has ended when it had sent all of it is
+ * captured.
+ */
+static int receive_state(QemuMachine *m, uint64_t deadline, char **ret_reason)
+{
+        _cleanup_free_ char *why = NULL;
+        int r, end;
+
+        m->cpr_fd = safe_close(m->cpr_fd);
+        r = receive_stream_from(m, deadline);
+        m->main_fd = safe_close(m->main_fd);
+        m->stream_fd = r < 0 ? -EBADF : r;
+        end = migration_end(m, luv_now_usec() + CALL_USEC, &why);
+        if (m->stream_fd >= 0 && (end > 0 || end == -ECONNRESET))
+                return 0;
+        if (end == 0) {
+                luv_qemu_drop_channels(m);
+                m->state = QEMU_RUNNING;
+        }
+        return luv_reason(ret_reason, r < 0 ? r : -EREMOTEIO, "%s",
+                          why ? why : "QEMU does not send its state");
+}
+
+static uint64_t eventfd_count(int fd)
+{
+        eventfd_t n;
+
+        return eventfd_read(fd, &n) < 0 ? 0 : n;
+}
+
+/* Which of two eventfds the kernel signals when the vector's interrupt comes. Nobody else reads them. */
+static const CprFd *find_wired(int device_fd, VfioIrq type, unsigned vector, const CprFd *a, const CprFd *b)
+{
+        if (!a || !b)
+                return a ? a : b;
+        (void) eventfd_count(a->fd);
+        (void) eventfd_count(b->fd);
+        if (luv_vfio_irq_raise(device_fd, type, vector) < 0)
+                return a;
+        return eventfd_count(a->fd) == 0 && eventfd_count(b->fd) > 0 ? b : a;
+}
+
+static int add_eventfd(QemuMachine *m, const char *device, const char *suffix, int32_t id, uint64_t initial,
+                       VfioIrq irq, unsigned vector)
+{
+        _cleanup_free_ char *name = luv_strf("%s_%s", device, suffix);
+
+        if (!name)
+                return -ENOMEM;
+        return luv_qemu_document_add_eventfd(m->document,
+                                             &(QemuEventfd) { .name = name,
+                                                              .id = id,
+                                                              .initial = initial,
+                                                              .device = irq < 0 ? NULL : (char *) device,
+                                                              .irq = irq,
+                                                              .vector = vector });
+}
+
+/*
+ * A vector has two eventfds: one that KVM turns into an interrupt by itself, and one for QEMU, which it uses
+ * while the guest has the vector masked. One that the guest has enabled after QEMU handed over has none.
+ */
+static int add_vector(QemuMachine *m, const char *device, int device_fd, VfioIrq type, unsigned vector)
+{
+        _cleanup_free_ char *kvm_name = luv_strf("%s_kvm_interrupt", device),
+                            *name = luv_strf("%s_interrupt", device);
+        const CprFd *kvm, *user, *wired;
+        int r = 0;
+
+        if (!kvm_name || !name)
+                return -ENOMEM;
+        kvm = luv_cpr_find_fd(&m->cpr, kvm_name, (int32_t) vector);
+        user = luv_cpr_find_fd(&m->cpr, name, (int32_t) vector);
+        wired = find_wired(device_fd, type, vector, kvm, user);
+        if (user || !wired)
+                r = add_eventfd(m, device, "interrupt", (int32_t) vector, wired && wired == user,
+                                wired && wired == user ? type : _VFIO_IRQ_INVALID, vector);
+        if (r >= 0 && (kvm || !wired))
+                r = add_eventfd(m, device, "kvm_interrupt", (int32_t) vector, wired == kvm,
+                                wired == kvm ? type : _VFIO_IRQ_INVALID, vector);
+        return r;
+}
+
+static int add_single(QemuMachine *m, const char *device, const char *suffix, uint64_t initial, VfioIrq irq)
+{
+        _cleanup_free_ char *name = luv_strf("%s_%s", device, suffix);
+
+        if (!name)
+                return -ENOMEM;
+        return luv_cpr_find_fd(&m->cpr, name, 0) ? add_eventfd(m, device, suffix, 0, initial, irq, 0) : 0;
+}
+
+/* What is wired is wired again. Interrupts that come meanwhile may be lost, so each vector begins with one.
+ */
+static int add_interrupts(QemuMachine *m, const char *device, const char *address, int device_fd)
+{
+        _cleanup_free_ VfioWired *wired = malloc(sizeof(VfioWired));
+        int r;
+
+        if (!wired)
+                return -ENOMEM;
+        r = luv_vfio_wired_read(address, wired);
+        if (r < 0)
+                return r;
+        if (wired->type == VFIO_IRQ_INTX) {
+                r = add_single(m, device, "intx-interrupt", 1, VFIO_IRQ_INTX);
+                if (r >= 0)
+                        r = add_single(m, device, "intx-unmask", 0, VFIO_IRQ_UNMASK);
+        } else
+                for (size_t i = 0; i < wired->n && r >= 0; i++)
+                        if (wired->vectors[i])
+                                r = add_vector(m, device, device_fd, wired->type, (unsigned) i);
+        if (r >= 0)
+                r = add_single(m, device, "err_notifier", 0, VFIO_IRQ_ERR);
+        if (r >= 0)
+                r = add_single(m, device, "req_notifier", 0, VFIO_IRQ_REQ);
+        return r;
+}
+
+/* Those that are held back by the device stay on. */
+static int interrupts_off(const QemuMachine *m, char **ret_reason)
+{
+        _cleanup_free_ VfioWired *wired = malloc(sizeof(VfioWired));
+
+        if (!wired)
+                return -ENOMEM;
+        for (size_t i = 0; i < m->document->n_devices; i++) {
+                const QemuDevice *x = &m->document->devices[i];
+                int fd = luv_cpr_find_fd(&m->cpr, x->name, 0)->fd, r;
+                uint64_t preserved = luv_fd_preserved(fd);
+
+                r = luv_vfio_wired_read(x->address, wired);
+                if (r >= 0 && wired->type >= 0 &&
+                    (preserved == FD_PRESERVED_UNKNOWN || !(preserved & LUVFIO_PRESERVED_INTERRUPTS)))
+                        r = luv_vfio_irq_off(fd, wired->type);
+                if (r < 0)
+                        return luv_reason(ret_reason, r, "interrupts of device %s cannot be turned off: %s",
+                                          x->address, strerror(-r));
+        }
+        return 0;
+}
+
+static int add_device(QemuMachine *m, const CprDevice *x, char **ret_reason)
+{
+        const CprFd *f = luv_cpr_find_fd(&m->cpr, x->name, 0);
+        FdIdentity identity;
+        int r;
+
+        if (!f || luv_fd_identify(f->fd, false, &identity, NULL) < 0 || identity.kind != FD_KIND_VFIO)
+                return luv_reason(ret_reason, -EBADMSG, "QEMU hands over no file of its device \"%s\"",
+                                  x->name);
+        r = luv_qemu_document_add_device(m->document, &(QemuDevice) { .name = x->name,
+                                                                      .address = identity.device,
+                                                                      .devid = (uint64_t) x->devid,
+                                                                      .ioas = x->ioas,
+                                                                      .hwpt = x->hwpt });
+        return r < 0 ? r : add_interrupts(m, x->name, identity.device, f->fd);
+}
+
+static bool is_described(const QemuDocument *d, const CprFd *f)
+{
+        for (size_t i = 0; i < d->n_eventfds; i++)
+                if (d->eventfds[i].id == f->id && streq(d->eventfds[i].name, f->name))
+                        return true;
+        return false;
+}
+
+static int describe(QemuMachine *m, char **ret_reason)
+{
+        int r = 0;
+
+        for (size_t i = 0; i < m->cpr.n_devices && r >= 0; i++)
+                r = add_device(m, &m->cpr.devices[i], ret_reason);
+        for (size_t i = 0; i < m->cpr.n_fds && r >= 0; i++) {
+                CprFd *f = &m->cpr.fds[i];
+                const QemuHeld *h = luv_qemu_find_same(m, f->fd);
+
+                if (h)
+                        r = luv_qemu_document_add_preserved(m->document,
+                                                            &(QemuPreserved) { .name = f->name,
+                                                                               .id = f->id,
+                                                                               .file = h->name });
+                else if (!is_described(m->document, f))
+                        r = luv_qemu_document_add_eventfd(m->document,
+                                                          &(QemuEventfd) { .name = f->name,
+                                                                           .id = f->id,
+                                                                           .irq = _VFIO_IRQ_INVALID });
+        }
+        return r;
+}
+
+/* What can be asked while it runs. */
+int luv_qemu_begin_document(QemuMachine *m, uint64_t deadline, char **ret_reason)
+{
+        _cleanup_(sd_json_variant_unrefp) sd_json_variant *status = NULL;
+        sd_json_variant *running;
+        QemuDocument *d;
+        int r;
+
+        luv_qemu_drop_capture(m);
+        d = m->document = calloc(1, sizeof(QemuDocument));
+        if (!d)
+                return -ENOMEM;
+        r = luv_free_and_strdup(&d->version, luv_qmp_get_version(m->qmp));
+        if (r >= 0)
+                r = luv_free_and_strdup(&d->cwd, m->process.cwd);
+        if (r >= 0)
+                r = luv_strv_copy(m->process.argv, &d->argv);
+        if (r >= 0)
+                r = luv_qemu_machine_type(m->qmp, deadline, &d->machine_type, ret_reason);
+        if (r >= 0)
+                r = luv_qmp_call(m->qmp, "query-status", NULL, deadline, &status, ret_reason);
+        if (r < 0)
+                return r;
+        running = sd_json_variant_by_key(status, "running");
+        d->running = running && sd_json_variant_is_boolean(running) && sd_json_variant_boolean(running);
+        return 0;
+}
+
+/* For the next run of this program, if this one is killed: the service manager keeps them. */
+static void store(const char *name, int fd)
+{
+        _cleanup_free_ char *text = luv_strf("FDSTORE=1\nFDNAME=%s\nFDPOLL=0", name);
+
+        if (text)
+                (void) sd_pid_notify_with_fds(0, 0, text, &fd, 1);
+}
+
+static void unstore(const char *name)
+{
+        _cleanup_free_ char *text = luv_strf("FDSTOREREMOVE=1\nFDNAME=%s", name);
+
+        if (text)
+                (void) sd_notify(0, text);
+}
+
+static void store_capture(QemuMachine *m)
+{
+        for (size_t i = 0; i < m->n_held; i++)
+                store(m->held[i].name, m->held[i].fd);
+        store(QEMU_STREAM, m->stream_fd);
+        /* The one that says that all are there. */
+        store(QEMU_DOCUMENT, m->document_fd);
+}
+
+void luv_qemu_unstore(const QemuMachine *m)
+{
+        unstore(QEMU_DOCUMENT);
+        unstore(QEMU_STREAM);
+        for (size_t i = 0; i < m->n_held; i++)
+                unstore(m->held[i].name);
+}
+
+int luv_qemu_quiesce(QemuMachine *m, uint64_t deadline, char **ret_reason)
+{
+        int r;
+
+        r = receive_state(m, deadline, ret_reason);
+        if (r < 0)
+                return r;
+        m->state = QEMU_CAPTURED;
+        (void) luv_qemu_process_signal(&m->process, SIGSTOP);
+        r = describe(m, ret_reason);
+        if (r >= 0)
+                r = luv_qemu_document_write(m->document, &m->document_fd, ret_reason);
+        if (r < 0)
+                return r;
+        store_capture(m);
+        r = interrupts_off(m, ret_reason);
+        if (r < 0)
+                return r;
+        r = luvfio_preserve(m->l, QEMU_STREAM, LUVFIO_KIND_STATE, m->stream_fd, NULL);
+        if (r >= 0)
+                r = luvfio_preserve(m->l, QEMU_DOCUMENT, LUVFIO_KIND_STATE, m->document_fd, NULL);
+        return r < 0 ? luv_reason(ret_reason, r, "%s", luvfio_get_error(m->l)) : 0;
+}

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+/* Inside of a machine of QEMU: events and its end (qemu-machine.c), how it begins (qemu-begin.c), how it is
+ * handed over (qemu-capture.c). */
+
+#include <luvfio/luvfio.h>
+
+#include "agents/cpr.h"
+#include "agents/qemu-document.h"
+#include "agents/qemu-machine.h"
+#include "agents/qemu-process.h"
+#include "agents/qemu-replay.h"
+#include "agents/qmp.h"
+
+#define START_USEC (60 * USEC_PER_SEC)
+#define CALL_USEC (10 * USEC_PER_SEC)
+#define REPLAY_USEC (60 * USEC_PER_SEC)
+#define STREAM_SIZE_MAX (UINT64_C(1) << 32)
+
+typedef enum QemuState {
+        QEMU_NONE,     /* no process, or not yet */
+        QEMU_RUNNING,  /* it is as its user wants it */
+        QEMU_HELD,     /* it runs, and waits for the end of the channel on which it handed its files over */
+        QEMU_CAPTURED, /* all of it is here; its process stands and must not run again */
+} QemuState;
+
+struct QemuMachine {
+        QemuMachineConfig config;
+        struct luvfio *l;
+
+        QemuState state;
+        QemuProcess process;
+        Qmp *qmp;
+        sd_event_source *process_source, *qmp_source, *stop_source;
+
+        QemuHeld *held;
+        size_t n_held;
+        uint64_t last_file; /* number of the file that was named last */
+
+        int main_fd; /* listening */
+        int cpr_fd;  /* the channel that is held open */
+        CprState cpr;
+
+        QemuDocument *document;
+        int document_fd, stream_fd;
+
+        bool stop;
+};
+
+/* qemu-machine.c */
+char *luv_qemu_path(const QemuMachine *m, const char *name);
+void luv_qemu_release(QemuMachine *m);
+void luv_qemu_drop_channels(QemuMachine *m);
+void luv_qemu_drop_capture(QemuMachine *m);
+int luv_qemu_hold(QemuMachine *m, const char *name, FdKind kind, int *fd);
+const QemuHeld *luv_qemu_find_same(const QemuMachine *m, int fd);
+/* Hands one over that is new. Takes FD if it is. */
+int luv_qemu_hand_over(QemuMachine *m, FdKind kind, int *fd);
+/* A QEMU that runs: its process and its monitor are watched. MONITOR is where that listens. */
+int luv_qemu_adopt(QemuMachine *m, const char *monitor);
+/* What was captured, in a new QEMU. */
+int luv_qemu_go_on(QemuMachine *m, uint64_t deadline, char **ret_reason);
+
+/* qemu-begin.c */
+/* It is to be put together again; `resume` follows or has come. */
+bool luv_qemu_comes_in(const QemuMachine *m);
+int luv_qemu_begin(QemuMachine *m, char **ret_reason);
+/* So that the next run of this program finds QEMU: its pid, when it was started, where its monitor is. */
+int luv_qemu_note(const QemuMachine *m, const char *monitor);
+
+/* qemu-capture.c */
+/* From state running to held. On failure it is let go by luv_qemu_let_go(), as after success. */
+int luv_qemu_prepare(QemuMachine *m, uint64_t deadline, char **ret_reason);
+/* From state held back to running, or to captured, if QEMU was quicker. -errno: neither. */
+int luv_qemu_let_go(QemuMachine *m, char **ret_reason);
+/* What can be asked while it runs. */
+int luv_qemu_begin_document(QemuMachine *m, uint64_t deadline, char **ret_reason);
+/* From state held to captured. On failure in whichever state it is then. */
+int luv_qemu_quiesce(QemuMachine *m, uint64_t deadline, char **ret_reason);
+/* What was captured is kept no more for the next run of this program. */
+void luv_qemu_unstore(const QemuMachine *m);
