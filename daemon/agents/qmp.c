@@ -247,16 +247,17 @@ static int is_answer(const Qmp *q, const char *command, sd_json_variant *m, sd_j
 
 int luv_qmp_try_end(Qmp *q, const char *command, sd_json_variant **ret, char **ret_reason)
 {
-        int r;
+        int end, r;
 
-        while ((r = fill(q)) > 0)
+        while ((end = fill(q)) > 0)
                 ;
-        if (r < 0)
-                return fail(r, command, ret_reason);
+        /* What it said before it hung up counts. */
         for (;;) {
                 _cleanup_(sd_json_variant_unrefp) sd_json_variant *m = NULL;
 
                 r = next_message(q, &m);
+                if (r == 0)
+                        r = end;
                 if (r <= 0)
                         return r < 0 ? fail(r, command, ret_reason) : 0;
                 r = is_answer(q, command, m, ret, ret_reason);
@@ -336,16 +337,14 @@ int luv_qmp_open(int *fd, uint64_t deadline, Qmp **ret, char **ret_reason)
 int luv_qmp_process(Qmp *q)
 {
         sd_json_variant *m = NULL;
-        int r;
+        int end, r;
 
-        while ((r = fill(q)) > 0)
+        while ((end = fill(q)) > 0)
                 ;
-        if (r < 0)
-                return r;
-        /* An answer that nobody waits for any more. */
+        /* An answer that nobody waits for any more. What it said before it hung up counts. */
         while ((r = next_message(q, &m)) > 0)
                 m = sd_json_variant_unref(m);
-        return r;
+        return r < 0 ? r : end;
 }
 
 int luv_qmp_take_event(Qmp *q, char **ret_name, sd_json_variant **ret_data)
@@ -375,9 +374,14 @@ int luv_qmp_wait_event(Qmp *q, const char *name, uint64_t deadline, sd_json_vari
         for (;;) {
                 _cleanup_(sd_json_variant_unrefp) sd_json_variant *data = NULL;
                 _cleanup_free_ char *got = NULL;
-                int r;
+                int end = 0, r;
 
                 r = luv_qmp_take_event(q, &got, &data);
+                if (r == 0) {
+                        /* It may have come together with what was read before. */
+                        end = luv_qmp_process(q);
+                        r = luv_qmp_take_event(q, &got, &data);
+                }
                 if (r < 0)
                         return r;
                 if (r > 0 && streq(got, name)) {
@@ -387,9 +391,7 @@ int luv_qmp_wait_event(Qmp *q, const char *name, uint64_t deadline, sd_json_vari
                 }
                 if (r > 0)
                         continue;
-                r = wait_for(q->fd, POLLIN, deadline);
-                if (r >= 0)
-                        r = luv_qmp_process(q);
+                r = end < 0 ? end : wait_for(q->fd, POLLIN, deadline);
                 if (r < 0)
                         return r;
         }

@@ -511,6 +511,7 @@ START_TEST(qmp)
         _cleanup_free_ char *reason = NULL, *name = NULL;
         _cleanup_(luv_qmp_freep) Qmp *q = NULL;
         unsigned major, minor;
+        uint64_t begin;
         pid_t child;
         int fd;
 
@@ -530,11 +531,38 @@ START_TEST(qmp)
         free(reason);
         reason = NULL;
         ck_assert_int_eq(luv_qmp_call(q, "x", NULL, soon(), NULL, &reason), 0);
+        /* What came with an answer is not waited for. */
+        begin = luv_now_usec();
         ck_assert_int_eq(luv_qmp_wait_event(q, "MIGRATION", soon(), &data), 0);
+        ck_assert_uint_lt(luv_now_usec() - begin, 4 * USEC_PER_SEC);
         ck_assert_str_eq(sd_json_variant_string(sd_json_variant_by_key(data, "status")), "completed");
         ck_assert_int_eq(luv_qmp_call(q, "y", NULL, soon(), NULL, &reason), -EBADMSG);
         ck_assert_ptr_nonnull(strstr(reason, "makes no sense"));
         ck_assert_int_eq(waitpid(child, NULL, 0), child);
+}
+END_TEST
+
+/* What QEMU says last is heard, though it has hung up by then. */
+START_TEST(qmp_last_words)
+{
+        const char *const texts[] = {
+                GREETING,
+                "{\"return\": {}, \"id\": 1}\n",
+                "{\"return\": {}, \"id\": 2}\n{\"event\": \"MIGRATION\"}\n",
+                NULL,
+        };
+        _cleanup_free_ char *reason = NULL;
+        _cleanup_(luv_qmp_freep) Qmp *q = NULL;
+        pid_t child;
+        int fd;
+
+        fd = monitor(texts, &child);
+        ck_assert_msg(luv_qmp_open(&fd, soon(), &q, &reason) == 0, "%s", strempty(reason));
+        ck_assert_int_eq(luv_qmp_begin(q, "migrate", NULL, soon(), &reason), 0);
+        ck_assert_int_eq(waitpid(child, NULL, 0), child);
+        ck_assert_int_eq(luv_qmp_try_end(q, "migrate", NULL, &reason), 1);
+        ck_assert_int_eq(luv_qmp_wait_event(q, "MIGRATION", soon(), NULL), 0);
+        ck_assert_int_eq(luv_qmp_wait_event(q, "MIGRATION", soon(), NULL), -ECONNRESET);
 }
 END_TEST
 
@@ -652,6 +680,7 @@ int main(void)
         tcase_add_test(tc, argv_clean);
         tcase_add_test(tc, wired);
         tcase_add_test(tc, qmp);
+        tcase_add_test(tc, qmp_last_words);
         tcase_add_test(tc, qmp_bad);
         tcase_add_test(tc, process);
         suite_add_tcase(s, tc);
