@@ -87,7 +87,7 @@ int main(int argc, char **argv)
                 { "version", no_argument, NULL, 'V' },
                 {},
         };
-        QemuMachineConfig config = { .stop_usec = STOP_USEC };
+        QemuMachineConfig config = { .backend = &luv_qemu_own, .stop_usec = STOP_USEC };
         _cleanup_free_ char *runtime_dir = NULL;
         _cleanup_strv_ char **configured = NULL;
         const char *file = NULL;

@@ -12,7 +12,7 @@
 #include "util/time-util.h"
 
 /* So that the next run of this program finds QEMU: its pid, when it was started, where its monitor is. */
-int luv_qemu_note(const QemuMachine *m, const char *monitor)
+static int write_note(const QemuMachine *m, const char *monitor)
 {
         _cleanup_free_ char *path = luv_qemu_path(m, "qemu"), *text = NULL;
         uint64_t start;
@@ -23,6 +23,17 @@ int luv_qemu_note(const QemuMachine *m, const char *monitor)
                 return r;
         text = luv_strf("%i %llu %s\n", (int) m->process.pid, (unsigned long long) start, monitor);
         return path && text ? luv_write_file_atomic(AT_FDCWD, path, text, strlen(text), 0600) : -ENOMEM;
+}
+
+static int note_and_adopt(QemuMachine *m, const char *monitor)
+{
+        int r;
+
+        r = write_note(m, monitor);
+        if (r < 0)
+                luv_log_error(r, "QEMU (pid %i) cannot be noted in %s", (int) m->process.pid,
+                              m->config.runtime_dir);
+        return luv_qemu_adopt(m);
 }
 
 bool luv_qemu_comes_in(const QemuMachine *m)
@@ -39,6 +50,8 @@ static int start_new(QemuMachine *m, char **ret_reason)
 
         if (!path || !cwd)
                 return -ENOMEM;
+        if (!m->config.argv || !m->config.argv[0])
+                return luv_reason(ret_reason, -ENOENT, "there is no QEMU, and no command line for one");
         monitor_fd = luv_qemu_listen(path);
         if (monitor_fd < 0)
                 return luv_reason(ret_reason, monitor_fd, "the socket %s cannot be made: %s", path,
@@ -54,12 +67,12 @@ static int start_new(QemuMachine *m, char **ret_reason)
                 return -ECHILD;
         r = luv_qemu_monitor(path, luv_now_usec() + START_USEC, &m->qmp, ret_reason);
         if (r >= 0)
-                return luv_qemu_adopt(m, path);
+                return note_and_adopt(m, path);
         (void) luv_qemu_process_kill(&m->process, luv_now_usec() + CALL_USEC);
         return -ECHILD;
 }
 
-static int qemu_status(Qmp *q, char **ret, char **ret_reason)
+int luv_qemu_status(Qmp *q, char **ret, char **ret_reason)
 {
         _cleanup_(sd_json_variant_unrefp) sd_json_variant *v = NULL;
         sd_json_variant *status;
@@ -133,7 +146,7 @@ static int take_up(QemuMachine *m, char **ret_reason)
         if (!luv_qemu_process_is_stopped(&m->process)) {
                 r = luv_qemu_monitor(path, deadline, &m->qmp, ret_reason);
                 if (r >= 0)
-                        r = qemu_status(m->qmp, &status, ret_reason);
+                        r = luv_qemu_status(m->qmp, &status, ret_reason);
                 if (r < 0)
                         return r;
         }
@@ -144,9 +157,35 @@ static int take_up(QemuMachine *m, char **ret_reason)
                 return r;
         }
         luv_log_info("QEMU (pid %i) is taken up", (int) m->process.pid);
-        r = luv_qemu_adopt(m, path);
+        r = note_and_adopt(m, path);
         return r < 0 ? r : 1;
 }
+
+static int go_on(QemuMachine *m, uint64_t deadline, char **ret_reason)
+{
+        _cleanup_free_ char *path = luv_qemu_path(m, "qmp.sock");
+        int r;
+
+        if (!path)
+                return -ENOMEM;
+        r = luv_qemu_replay(&(QemuReplay) { .document = m->document,
+                                            .stream_fd = m->stream_fd,
+                                            .held = m->held,
+                                            .n_held = m->n_held,
+                                            .runtime_dir = m->config.runtime_dir,
+                                            .deadline = deadline },
+                            &m->process, &m->qmp, ret_reason);
+        return r < 0 ? r : note_and_adopt(m, path);
+}
+
+const QemuBackend luv_qemu_own = {
+        .vmm = "QEMU, by luvfio-qemu",
+        .stops_machine = true,
+        .keeps_argv = true,
+        .take_up = take_up,
+        .start = start_new,
+        .go_on = go_on,
+};
 
 /* What an earlier run of this program has captured and could not give back. 1: it is here. */
 static int take_stored(QemuMachine *m)
@@ -183,7 +222,7 @@ int luv_qemu_begin(QemuMachine *m, char **ret_reason)
         stored = take_stored(m);
         if (stored < 0)
                 return stored;
-        r = take_up(m, ret_reason);
+        r = m->config.backend->take_up(m, ret_reason);
         if (r != 0)
                 return MIN(r, 0);
         /* It is to be put together again: `resume` follows. */
@@ -192,7 +231,5 @@ int luv_qemu_begin(QemuMachine *m, char **ret_reason)
         /* Whatever luvfiod makes of the update, this machine has to go on. */
         if (stored > 0)
                 return luv_qemu_go_on(m, luv_now_usec() + REPLAY_USEC, ret_reason);
-        if (!m->config.argv || !m->config.argv[0])
-                return luv_reason(ret_reason, -ENOENT, "there is no QEMU, and no command line for one");
-        return start_new(m, ret_reason);
+        return m->config.backend->start(m, ret_reason);
 }

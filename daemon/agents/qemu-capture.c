@@ -502,6 +502,8 @@ int luv_qemu_begin_document(QemuMachine *m, uint64_t deadline, char **ret_reason
                 r = luv_strv_copy(m->process.argv, &d->argv);
         if (r >= 0)
                 r = luv_qemu_machine_type(m->qmp, deadline, &d->machine_type, ret_reason);
+        if (r >= 0 && m->config.backend->describe)
+                r = m->config.backend->describe(m, deadline, ret_reason);
         if (r >= 0)
                 r = luv_qmp_call(m->qmp, "query-status", NULL, deadline, &status, ret_reason);
         if (r < 0)
@@ -561,6 +563,8 @@ int luv_qemu_quiesce(QemuMachine *m, uint64_t deadline, char **ret_reason)
                 return r;
         store_capture(m);
         r = interrupts_off(m, ret_reason);
+        if (r >= 0 && m->config.backend->captured)
+                r = m->config.backend->captured(m, deadline, ret_reason);
         if (r < 0)
                 return r;
         r = luvfio_preserve(m->l, QEMU_STREAM, LUVFIO_KIND_STATE, m->stream_fd, NULL);

@@ -277,15 +277,14 @@ static int check_files(const QemuFiles *files, Blockers *b)
         return r;
 }
 
-int luv_qemu_check(Qmp *q, const QemuProcess *process, const QemuFiles *files, uint64_t deadline,
-                   Blockers *ret)
+int luv_qemu_check(Qmp *q, char *const *argv, const QemuFiles *files, uint64_t deadline, Blockers *ret)
 {
         _cleanup_free_ char *reason = NULL;
         int r;
 
         r = check_version(q, ret);
-        if (r >= 0)
-                r = check_argv(process->argv, ret);
+        if (r >= 0 && argv)
+                r = check_argv(argv, ret);
         if (r >= 0)
                 r = check_files(files, ret);
         if (r < 0)

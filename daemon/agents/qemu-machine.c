@@ -182,7 +182,10 @@ static int check(QemuMachine *m)
                 r = luv_blockers_add(&b, NULL, "%s", luvfio_get_error(m->l));
         }
         if (r >= 0)
-                r = luv_qemu_check(m->qmp, &m->process, &files, luv_now_usec() + CALL_USEC, &b);
+                r = luv_qemu_check(m->qmp, m->config.backend->keeps_argv ? m->process.argv : NULL, &files,
+                                   luv_now_usec() + CALL_USEC, &b);
+        if (r >= 0 && m->config.backend->check)
+                r = m->config.backend->check(m, luv_now_usec() + CALL_USEC, &b);
         if (r >= 0)
                 r = check_outcomes(m, &b);
         if (r < 0)
@@ -274,24 +277,11 @@ static void on_commit(struct luvfio *l, const struct luvfio_event *event, void *
 
 int luv_qemu_go_on(QemuMachine *m, uint64_t deadline, char **ret_reason)
 {
-        _cleanup_free_ char *path = NULL;
-        int r;
-
         if (m->process.pid > 0)
                 (void) luv_qemu_process_kill(&m->process, deadline);
         luv_qemu_release(m);
         luv_qemu_drop_channels(m);
-        r = luv_qemu_replay(&(QemuReplay) { .document = m->document,
-                                            .stream_fd = m->stream_fd,
-                                            .held = m->held,
-                                            .n_held = m->n_held,
-                                            .runtime_dir = m->config.runtime_dir,
-                                            .deadline = deadline },
-                            &m->process, &m->qmp, ret_reason);
-        if (r < 0)
-                return r;
-        path = luv_qemu_path(m, "qmp.sock");
-        return path ? luv_qemu_adopt(m, path) : -ENOMEM;
+        return m->config.backend->go_on(m, deadline, ret_reason);
 }
 
 static void resumed(QemuMachine *m, uint64_t running_usec)
@@ -506,14 +496,10 @@ void luv_qemu_machine_stop(QemuMachine *m)
 }
 
 /* A QEMU that runs: its process and its monitor are watched. */
-int luv_qemu_adopt(QemuMachine *m, const char *monitor)
+int luv_qemu_adopt(QemuMachine *m)
 {
         int r;
 
-        r = luv_qemu_note(m, monitor);
-        if (r < 0)
-                luv_log_error(r, "QEMU (pid %i) cannot be noted in %s", (int) m->process.pid,
-                              m->config.runtime_dir);
         r = sd_event_add_io(m->config.event, &m->process_source, m->process.pidfd, EPOLLIN, on_process_end,
                             m);
         if (r >= 0)
@@ -547,7 +533,7 @@ static int connect_luvfiod(QemuMachine *m)
                 return luv_log_error(r, "\"%s\" is no name for a machine", m->config.name);
         r = luvfio_set_handlers(m->l, &handlers, m);
         if (r >= 0)
-                r = luvfio_set_vmm(m->l, "QEMU, by luvfio-qemu");
+                r = luvfio_set_vmm(m->l, m->config.backend->vmm);
         if (r >= 0 && m->config.secret_file) {
                 r = luvfio_load_secret(m->l, m->config.secret_file);
                 if (r == -ENOENT)

@@ -17,8 +17,13 @@
 
 typedef struct QemuMachine QemuMachine;
 
+/* Whose processes of QEMU they are: this program's own, or another's. */
+typedef struct QemuBackend QemuBackend;
+extern const QemuBackend luv_qemu_own;
+
 typedef struct QemuMachineConfig {
         sd_event *event;
+        const QemuBackend *backend;
         const char *name;        /* luvfiod's */
         const char *runtime_dir; /* for sockets; the machine's alone */
         const char *secret_file; /* or NULL */

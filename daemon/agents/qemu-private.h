@@ -7,6 +7,7 @@
 #include <luvfio/luvfio.h>
 
 #include "agents/cpr.h"
+#include "agents/qemu-check.h"
 #include "agents/qemu-document.h"
 #include "agents/qemu-machine.h"
 #include "agents/qemu-process.h"
@@ -48,6 +49,29 @@ struct QemuMachine {
         bool stop;
 };
 
+struct QemuBackend {
+        const char *vmm; /* who this is, for people */
+        /* Stopping the agent stops the machine. */
+        bool stops_machine;
+        /* QEMU's command line has to do for another one. */
+        bool keeps_argv;
+        /*
+         * A QEMU that is there already. 1: it runs, and was adopted; 0: there is none, or none that could
+         * run: one that has been captured, or one that the machine is coming into.
+         */
+        int (*take_up)(QemuMachine *m, char **ret_reason);
+        /* A new machine, adopted. -ECHILD: QEMU could not be started. */
+        int (*start)(QemuMachine *m, char **ret_reason);
+        /* All of it is in its document by now; what else has to be done before the jump. Or NULL. */
+        int (*captured)(QemuMachine *m, uint64_t deadline, char **ret_reason);
+        /* A new QEMU for what was captured, adopted; the old one is gone. */
+        int (*go_on)(QemuMachine *m, uint64_t deadline, char **ret_reason);
+        /* What else speaks against a live update of it. Or NULL. */
+        int (*check)(QemuMachine *m, uint64_t deadline, Blockers *b);
+        /* Into the document, while QEMU runs. Or NULL. */
+        int (*describe)(QemuMachine *m, uint64_t deadline, char **ret_reason);
+};
+
 /* qemu-machine.c */
 char *luv_qemu_path(const QemuMachine *m, const char *name);
 void luv_qemu_release(QemuMachine *m);
@@ -57,8 +81,8 @@ int luv_qemu_hold(QemuMachine *m, const char *name, FdKind kind, int *fd);
 const QemuHeld *luv_qemu_find_same(const QemuMachine *m, int fd);
 /* Hands one over that is new. Takes FD if it is. */
 int luv_qemu_hand_over(QemuMachine *m, FdKind kind, int *fd);
-/* A QEMU that runs: its process and its monitor are watched. MONITOR is where that listens. */
-int luv_qemu_adopt(QemuMachine *m, const char *monitor);
+/* A QEMU that runs: its process and its monitor are watched. */
+int luv_qemu_adopt(QemuMachine *m);
 /* What was captured, in a new QEMU. */
 int luv_qemu_go_on(QemuMachine *m, uint64_t deadline, char **ret_reason);
 
@@ -66,8 +90,8 @@ int luv_qemu_go_on(QemuMachine *m, uint64_t deadline, char **ret_reason);
 /* It is to be put together again; `resume` follows or has come. */
 bool luv_qemu_comes_in(const QemuMachine *m);
 int luv_qemu_begin(QemuMachine *m, char **ret_reason);
-/* So that the next run of this program finds QEMU: its pid, when it was started, where its monitor is. */
-int luv_qemu_note(const QemuMachine *m, const char *monitor);
+/* As QEMU has it; -errno, with a sentence. */
+int luv_qemu_status(Qmp *q, char **ret, char **ret_reason);
 
 /* qemu-capture.c */
 /* From state running to held. On failure it is let go by luv_qemu_let_go(), as after success. */
