@@ -22,10 +22,12 @@ seconds() {{ date +%s.%N; }}
 vfio-bind $(bdf nvme) $(bdf igb) || exit 1
 begin=$(seconds)
 guest_start disk {DISK}
-guest_wait disk 120 '^HB 1 ' || exit 1
-echo "disk: first heartbeat $(echo "$begin $(seconds)" | awk '{{ printf "%.1f", $2 - $1 }}') s after the start"
 guest_start net {NET}
-guest_wait net 120 '^NET eth0 received=[1-9]' || exit 1
+for name in disk net; do
+        guest_wait $name 120 '^HB 1 ' || exit 1
+        echo "$name: first heartbeat $(echo "$begin $(seconds)" | awk '{{ printf "%.1f", $2 - $1 }}') s after the start"
+done
+guest_wait net 60 '^NET eth0 received=[1-9]' || exit 1
 sleep 16
 for name in disk net; do
         qmp $name query-status
