@@ -6,6 +6,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 
 #include <luvfio/plugin.h>
@@ -156,6 +157,25 @@ static int check_memory(QemuMachine *m, uint64_t deadline, char **ret_reason)
         return 0;
 }
 
+/* QEMU may run as another user, and connects to them. */
+static int give_sockets(const QemuMachine *m, const char *cpr_path, const char *main_path)
+{
+        _cleanup_free_ char *proc = luv_strf("/proc/%i", (int) m->process.pid);
+        struct stat st;
+
+        if (!proc)
+                return -ENOMEM;
+        if (stat(proc, &st) < 0)
+                return negative_errno();
+        if (st.st_uid == geteuid())
+                return 0;
+        return chown(m->config.runtime_dir, st.st_uid, st.st_gid) < 0 ||
+                                               chown(cpr_path, st.st_uid, st.st_gid) < 0 ||
+                                               chown(main_path, st.st_uid, st.st_gid) < 0
+                               ? negative_errno()
+                               : 0;
+}
+
 int luv_qemu_prepare(QemuMachine *m, uint64_t deadline, char **ret_reason)
 {
         _cleanup_free_ char *cpr_path = luv_qemu_path(m, "cpr.sock"),
@@ -170,7 +190,9 @@ int luv_qemu_prepare(QemuMachine *m, uint64_t deadline, char **ret_reason)
         if (listen_fd < 0 || m->main_fd < 0)
                 return luv_reason(ret_reason, MIN(listen_fd, m->main_fd), "no sockets in %s",
                                   m->config.runtime_dir);
-        r = begin_migration(m, cpr_path, main_path, deadline, ret_reason);
+        r = give_sockets(m, cpr_path, main_path);
+        if (r >= 0)
+                r = begin_migration(m, cpr_path, main_path, deadline, ret_reason);
         if (r < 0)
                 return r;
         m->state = QEMU_HELD;

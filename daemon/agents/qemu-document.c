@@ -43,6 +43,7 @@ QemuDocument *luv_qemu_document_free(QemuDocument *d)
         free(d->version);
         free(d->machine_type);
         free(d->cwd);
+        free(d->xml);
         free(d);
         return NULL;
 }
@@ -99,9 +100,15 @@ int luv_qemu_document_add_device(QemuDocument *d, const QemuDevice *x)
 /* Writing. */
 
 static const JsonField document_fields[] = {
-        JSON_STRING(QemuDocument, version, false),  JSON_STRING(QemuDocument, machine_type, false),
-        JSON_STRING(QemuDocument, cwd, true),       JSON_BOOL(QemuDocument, running, true),
-        JSON_U64(QemuDocument, stream_size, false), {},
+        JSON_STRING(QemuDocument, version, false),
+        JSON_STRING(QemuDocument, machine_type, false),
+        JSON_STRING(QemuDocument, cwd, true),
+        JSON_STRING(QemuDocument, xml, true),
+        JSON_U64(QemuDocument, uid, true),
+        JSON_U64(QemuDocument, gid, true),
+        JSON_BOOL(QemuDocument, running, true),
+        JSON_U64(QemuDocument, stream_size, false),
+        {},
 };
 
 static const JsonField device_fields[] = {

@@ -42,7 +42,9 @@ typedef struct QemuDocument {
         char *machine_type;
         char **argv;
         char *cwd;
-        bool running; /* its vCPUs ran before it was stopped for the update */
+        char *xml;         /* of a domain of libvirt; else NULL */
+        uint64_t uid, gid; /* QEMU's, with xml */
+        bool running;      /* its vCPUs ran before it was stopped for the update */
         uint64_t stream_size;
         QemuPreserved *preserved;
         size_t n_preserved;

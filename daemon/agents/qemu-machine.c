@@ -450,9 +450,12 @@ static int on_monitor(sd_event_source *s, int fd, uint32_t revents, void *userda
         int r;
 
         r = luv_qmp_process(m->qmp);
-        /* The end of its process tells the rest. */
-        if (r < 0)
+        if (r < 0) {
                 m->qmp_source = sd_event_source_disable_unref(m->qmp_source);
+                /* The end of its process tells the rest; or, where its monitor is another's, begin anew. */
+                if (!m->config.backend->stops_machine)
+                        fail(m, r, "its monitor cannot be reached any more");
+        }
         for (;;) {
                 _cleanup_free_ char *name = NULL;
 
@@ -477,6 +480,12 @@ static void stop_now(QemuMachine *m)
 {
         int r;
 
+        if (!m->config.backend->stops_machine) {
+                if (luvfio_withdraw(m->l) < 0)
+                        luv_log_info("%s", luvfio_get_error(m->l));
+                (void) sd_event_exit(m->config.event, EXIT_SUCCESS);
+                return;
+        }
         if (m->stop_source)
                 return;
         r = sd_event_add_time_relative(m->config.event, &m->stop_source, CLOCK_BOOTTIME, m->config.stop_usec,

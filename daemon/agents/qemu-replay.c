@@ -340,6 +340,21 @@ static int feed(const QemuReplay *p, const Sockets *s, const CprState *cpr, Qmp 
         return r;
 }
 
+int luv_qemu_replay_files(const QemuReplay *p, CprState *ret, char **ret_reason)
+{
+        _cleanup_cpr_state_ CprState s = {};
+        int r;
+
+        r = build_cpr(p, &s, ret_reason);
+        if (r >= 0)
+                r = wire_all(p, &s, ret_reason);
+        if (r < 0)
+                return r;
+        *ret = s;
+        s = (CprState) {};
+        return 0;
+}
+
 int luv_qemu_replay(const QemuReplay *p, QemuProcess *ret, Qmp **ret_qmp, char **ret_reason)
 {
         _cleanup_(sockets_done) Sockets s = SOCKETS_NULL;
@@ -348,9 +363,7 @@ int luv_qemu_replay(const QemuReplay *p, QemuProcess *ret, Qmp **ret_qmp, char *
         _cleanup_cpr_state_ CprState cpr = {};
         int r;
 
-        r = build_cpr(p, &cpr, ret_reason);
-        if (r >= 0)
-                r = wire_all(p, &cpr, ret_reason);
+        r = luv_qemu_replay_files(p, &cpr, ret_reason);
         if (r >= 0)
                 r = start(p, &s, &process, ret_reason);
         if (r < 0)

@@ -33,6 +33,9 @@ typedef struct QemuReplay {
         uint64_t deadline;
 } QemuReplay;
 
+/* Wires the devices' interrupts to new eventfds; *RET is what the new QEMU has to be given. */
+int luv_qemu_replay_files(const QemuReplay *p, CprState *ret, char **ret_reason);
+
 /*
  * Wires the devices' interrupts to new eventfds, starts QEMU, and returns when its vCPUs run; or, where they
  * stood before, when it could let them run. On failure QEMU is gone, its vCPUs have not run, and it can be

@@ -19,6 +19,9 @@
 
 #define ELEMENTSOF(x) (sizeof(x) / sizeof((x)[0]))
 #define STRLEN(s) (sizeof(s) - 1)
+/* GLib has some, too. */
+#undef MIN
+#undef MAX
 #define MIN(a, b)                                                                                           \
         ({                                                                                                  \
                 __typeof__(a) _min_a = (a);                                                                 \

@@ -27,6 +27,12 @@ def files(kernel="b"):
             "--file", f"{Path(__file__).with_name('qemu.sh')}:{FOLDER}/qemu.sh"]
 
 
+def kernel_command_line(**use):
+    """The guest's, for a shell in the host."""
+    return "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable $(tr ' ' '\\n' </proc/cmdline | grep tsc_early_khz=)" + "".join(
+        f" luv.{key}={value}" for key, value in use.items() if value)
+
+
 def words(name, *extra, devices=(), smp=1, memory=256, disk="", net="", append="", machine="q35", serial=True, qmp=True):
     """The words of a QEMU command line. DEVICES are PCI addresses, or texts in $() that give them; EXTRA are more arguments; DISK
     and NET are what the guest is to use (nvme0n1, eth0). Logs and the QMP socket are named for the guest."""
@@ -43,9 +49,7 @@ def words(name, *extra, devices=(), smp=1, memory=256, disk="", net="", append="
     for n, device in enumerate(devices):
         w += ["-device", f"pcie-root-port,id=rp{n},chassis={n + 1},slot={n + 1}",
                   "-device", f"vfio-pci,host={device},iommufd=iommufd0,id=hostdev{n},bus=rp{n}"]
-    kernel = "console=ttyS0 quiet panic=-1 no_timer_check tsc=reliable $(tr ' ' '\\n' </proc/cmdline | grep tsc_early_khz=)"
-    for key, value in (("disk", disk), ("net", net)):
-        kernel += f" luv.{key}={value}" if value else ""
+    kernel = kernel_command_line(disk=disk, net=net)
     w += [*extra, "-kernel", f"{FOLDER}/vmlinuz", "-initrd", f"{FOLDER}/initrd", "-append", f"{kernel} {append}".strip()]
     return w
 
@@ -61,6 +65,29 @@ def unit(name, *extra, **parameters):
     lines = [program] + [f"{a} {b}".strip() for a, b in pairs(rest)]
     return f"mkdir -p /etc/luvfio/qemu {LOGS}\ncat >/etc/luvfio/qemu/{name}.conf <<END\n" + "\n".join(lines) + \
         f"\nEND\nsystemctl enable --quiet --now luvfio-qemu@{name}\n"
+
+
+DOMAIN = """<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+<name>{name}</name><memory unit='MiB'>{memory}</memory><vcpu>{smp}</vcpu>
+<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>
+<os><type arch='x86_64' machine='{machine}'>hvm</type><kernel>{folder}/vmlinuz</kernel><initrd>{folder}/initrd</initrd>
+<cmdline>{append}</cmdline></os>
+<features><acpi/><apic/></features><cpu mode='host-passthrough'/>
+<devices><emulator>/usr/bin/qemu-system-x86_64</emulator><controller type='usb' model='none'/><memballoon model='none'/>
+<serial type='pty'><log file='{logs}/{name}.log' append='on'/><target port='0'/></serial>
+{hostdev}{more}</devices>
+<qemu:commandline><qemu:arg value='-machine'/><qemu:arg value='aux-ram-share=on'/></qemu:commandline>
+</domain>"""
+HOSTDEV = """<hostdev mode='subsystem' type='pci' managed='no'><driver name='vfio' iommufd='yes'/>
+<source><address domain='0x$(echo {d} | cut -d: -f1)' bus='0x$(echo {d} | cut -d: -f2)'
+slot='0x$(echo {d} | cut -d: -f3 | cut -d. -f1)' function='0x$(echo {d} | cut -d. -f2)'/></source></hostdev>"""
+
+
+def domain(name, device="", smp=1, memory=256, disk="", net="", machine="q35", more=""):
+    """Shell text that defines such a guest as a domain of libvirt."""
+    xml = DOMAIN.format(name=name, memory=memory, smp=smp, machine=machine, folder=FOLDER, logs=LOGS, more=more,
+                        append=kernel_command_line(disk=disk, net=net), hostdev=HOSTDEV.format(d=device) if device else "")
+    return f"cat >/tmp/{name}.xml <<END\n{xml}\nEND\nmust 'domain {name}' virsh define /tmp/{name}.xml\n"
 
 
 def pairs(options):

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#pragma once
+
+#include <sys/types.h>
+
+#include "agents/qemu-document.h"
+#include "util/macro.h"
+
+/*
+ * luvfio-libvirt: domains of libvirt through a live update. Three programs in one:
+ *
+ *     --domain NAME   an agent for one domain, the same as luvfio-qemu but that QEMU is libvirt's
+ * (libvirt-domain.c)
+ *     --monitor NAME  what that speaks to in place of QEMU's monitor (libvirt-monitor.c); only here, and in
+ *     --watch         which starts and ends agents (libvirt-watch.c), are GLib and libvirt
+ *
+ * libvirt-image.c is about saved machines as libvirt has them on disk, and their XML.
+ */
+
+#define LIBVIRT_URI "qemu:///system"
+#define LIBVIRT_SAVE_DIR "/var/lib/libvirt/qemu/save"
+#define LIBVIRT_RUNTIME_DIR "/run/luvfio-libvirt"
+
+/* An element of this in a domain's metadata means that it is to take part. */
+#define LIBVIRT_METADATA_URI "https://luvfio.org/xmlns/libvirt/domain/1.0"
+
+/*
+ * Commands of --monitor beside QEMU's, and what they return:
+ *     x-luvfio-domain   {name, uuid, active, pid, xml}; pid and xml of one that is active
+ *     x-luvfio-start    as virsh start: from its saved image, if there is one; returns when it runs
+ *     x-luvfio-destroy  as virsh destroy
+ */
+#define LIBVIRT_COMMAND_DOMAIN "x-luvfio-domain"
+#define LIBVIRT_COMMAND_START "x-luvfio-start"
+#define LIBVIRT_COMMAND_DESTROY "x-luvfio-destroy"
+
+/* For socket FD, in place of QEMU. Returns an exit code when that is closed. */
+int luv_libvirt_monitor_run(const char *domain, int fd);
+/* Until SIGTERM. An exit code. */
+int luv_libvirt_watch_run(void);
+
+/*
+ * What libvirt starts a domain from: its XML, changed so that QEMU takes what CPR hands over at the socket
+ * CPR_PATH, and the state that QEMU has sent. -EBADMSG: XML is no domain's; -errno; with a sentence.
+ */
+int luv_libvirt_image_write(const char *path, const char *xml, const char *cpr_path, int stream_fd,
+                            uint64_t stream_size, bool running, char **ret_reason);
+/* Just the XML; a new string. */
+int luv_libvirt_image_xml(const char *xml, const char *cpr_path, char **ret, char **ret_reason);
+
+/* What of a domain's XML has to be known. */
+typedef struct LibvirtXml {
+        char **managed;    /* PCI addresses of devices that libvirt gives back to their drivers */
+        char **no_iommufd; /* of those that QEMU has by their group */
+} LibvirtXml;
+
+void luv_libvirt_xml_done(LibvirtXml *x);
+int luv_libvirt_xml_parse(const char *xml, LibvirtXml *ret, char **ret_reason);

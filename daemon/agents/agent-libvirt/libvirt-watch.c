@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+
+#include <glib-unix.h>
+#include <libvirt-glib/libvirt-glib.h>
+#include <libvirt-gobject/libvirt-gobject.h>
+#include <libvirt/libvirt.h>
+#include <systemd/sd-daemon.h>
+
+#include "agents/agent-libvirt/libvirt-private.h"
+#include "util/log.h"
+#include "util/string-util.h"
+
+/*
+ * Each domain that is to take part and runs has its agent, a unit luvfio-libvirt@NAME.service: enabled, so
+ * that it is there after a jump, and survives the drain. One that was shut off has none any more.
+ */
+
+typedef struct Watch {
+        GMainLoop *loop;
+        GVirConnection *connection;
+        int status;
+} Watch;
+
+static virDomainPtr handle_of(GVirDomain *domain)
+{
+        virDomainPtr handle = NULL;
+
+        g_object_get(domain, "handle", &handle, NULL);
+        return handle;
+}
+
+static bool takes_part(GVirDomain *domain)
+{
+        virDomainPtr handle = handle_of(domain);
+        char *metadata;
+
+        metadata = handle ? virDomainGetMetadata(handle, VIR_DOMAIN_METADATA_ELEMENT, LIBVIRT_METADATA_URI,
+                                                 0)
+                          : NULL;
+        free(metadata);
+        if (handle)
+                virDomainFree(handle);
+        return metadata != NULL;
+}
+
+static void systemctl(const char *verb, const char *domain)
+{
+        _cleanup_free_ char *unit = luv_strf("luvfio-libvirt@%s.service", domain);
+        const char *argv[] = { "systemctl", verb, "--now", "--no-block", "--quiet", unit, NULL };
+        GError *error = NULL;
+
+        /* A name that is none for a machine of luvfiod would not be one for a unit either. */
+        if (!unit || !luv_machine_name_valid(domain)) {
+                luv_log_warning("Domain \"%s\" cannot take part in live updates: its name has other "
+                                "characters than "
+                                "A-Z a-z 0-9 _ . -, or more than 48",
+                                domain);
+                return;
+        }
+        if (!g_spawn_sync(NULL, (char **) argv, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL, NULL, NULL,
+                          &error)) {
+                luv_log_warning("systemctl %s %s: %s", verb, unit, error->message);
+                g_error_free(error);
+        }
+}
+
+static void look_at(GVirDomain *domain)
+{
+        GVirDomainInfo *info = gvir_domain_get_info(domain, NULL);
+        bool runs = info && info->state != GVIR_DOMAIN_STATE_SHUTOFF &&
+                    info->state != GVIR_DOMAIN_STATE_CRASHED;
+
+        if (info)
+                g_boxed_free(GVIR_TYPE_DOMAIN_INFO, info);
+        if (runs && takes_part(domain))
+                systemctl("enable", gvir_domain_get_name(domain));
+}
+
+static void on_started(GVirDomain *domain, gpointer userdata)
+{
+        look_at(domain);
+}
+
+/* The agent ends by itself with its machine. */
+static void on_stopped(GVirDomain *domain, gpointer userdata)
+{
+        _cleanup_free_ char *image = luv_strf(LIBVIRT_SAVE_DIR "/%s.save", gvir_domain_get_name(domain));
+
+        /* Not one that is on its way into another kernel. */
+        if (image && access(image, F_OK) < 0)
+                systemctl("disable", gvir_domain_get_name(domain));
+}
+
+static void watch(GVirDomain *domain)
+{
+        (void) g_signal_connect(domain, "started", G_CALLBACK(on_started), NULL);
+        (void) g_signal_connect(domain, "updated", G_CALLBACK(on_started), NULL);
+        (void) g_signal_connect(domain, "stopped", G_CALLBACK(on_stopped), NULL);
+        look_at(domain);
+}
+
+static void on_added(GVirConnection *connection, GVirDomain *domain, gpointer userdata)
+{
+        watch(domain);
+}
+
+static void on_closed(GVirConnection *connection, gpointer userdata)
+{
+        Watch *w = userdata;
+
+        luv_log_warning("libvirt has closed the connection");
+        w->status = EXIT_FAILURE;
+        g_main_loop_quit(w->loop);
+}
+
+static gboolean on_signal(gpointer userdata)
+{
+        Watch *w = userdata;
+
+        g_main_loop_quit(w->loop);
+        return G_SOURCE_REMOVE;
+}
+
+static int open_connection(Watch *w)
+{
+        GError *error = NULL;
+        GList *domains;
+
+        if (!gvir_connection_open(w->connection, NULL, &error) ||
+            !gvir_connection_fetch_domains(w->connection, NULL, &error)) {
+                luv_log(LOG_ERR, "libvirt cannot be reached: %s", error->message);
+                g_error_free(error);
+                return -ENOTCONN;
+        }
+        (void) g_signal_connect(w->connection, "domain-added", G_CALLBACK(on_added), w);
+        (void) g_signal_connect(w->connection, "connection-closed", G_CALLBACK(on_closed), w);
+        domains = gvir_connection_get_domains(w->connection);
+        for (GList *l = domains; l; l = l->next)
+                watch(l->data);
+        g_list_free_full(domains, g_object_unref);
+        return 0;
+}
+
+int luv_libvirt_watch_run(void)
+{
+        Watch w = { .status = EXIT_SUCCESS };
+
+        gvir_init(NULL, NULL);
+        gvir_event_register();
+        w.loop = g_main_loop_new(NULL, FALSE);
+        w.connection = gvir_connection_new(LIBVIRT_URI);
+        if (open_connection(&w) < 0)
+                w.status = EXIT_FAILURE;
+        else {
+                (void) g_unix_signal_add(SIGTERM, on_signal, &w);
+                (void) sd_notify(0, "READY=1");
+                g_main_loop_run(w.loop);
+        }
+        g_object_unref(w.connection);
+        g_main_loop_unref(w.loop);
+        return w.status;
+}

@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+# scenario: domains of libvirt with a passed-through NVMe and igb go on in another kernel, and back
+# timeout: 3600
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "lib"))
+import full  # noqa: E402 pylint: disable=wrong-import-position
+import guest  # noqa: E402 pylint: disable=wrong-import-position
+import running  # noqa: E402 pylint: disable=wrong-import-position
+from full import scenario  # noqa: E402 pylint: disable=wrong-import-position
+
+UPDATES = 5 if scenario.FULL else 2
+# As in qemu.py.
+FRAMES = running.frames(period=0.5, burst=2)
+GAP = 20000
+
+COMMON = r"""
+logs=/var/log/luvguest
+heard() {
+        grep -Eq "$2" $logs/$1.log
+}
+beats() {
+        grep '^HB ' $logs/$1.log | tail -n 1 | cut -d' ' -f2
+}
+goes_on() {
+        [ "$(beats $1)" -gt "$2" ]
+}
+leave() {
+        for vm in disk net; do cp $logs/$vm.log /out/$vm.log; cp /var/log/libvirt/qemu/$vm.log /out/$vm.qemu; done
+        journalctl -b --no-pager -o short-monotonic >/out/journal.$LUV_STAGE
+}
+trap leave EXIT
+"""
+
+BEFORE = COMMON + r"""
+luvfiod_up
+vfio-bind $(bdf nvme) $(bdf igb)
+mkdir -p $logs
+systemctl enable --quiet --now virtlogd.socket libvirtd.socket luvfio-libvirt.service
+""" + guest.domain("disk", device="$(bdf nvme)", smp=2, disk="nvme0n1") + guest.domain("net", device="$(bdf igb)", net="eth0") + r"""
+for vm in disk net; do
+        must "$vm starts" virsh start $vm
+done
+must "disk runs fio" wait_for 90 heard disk '^DISK nvme0n1'
+must "net hears frames" wait_for 90 heard net '^NET eth0 received=[1-9]'
+for vm in disk net; do
+        check "luvfiod does not know $vm, which has not asked for it" sh -c "! luvfioctl machines | grep -q $vm"
+        check "$vm is to take part" virsh metadata $vm --uri https://luvfio.org/xmlns/libvirt/domain/1.0 --key luvfio \
+                --set '<live-update/>' --config --live
+        virsh dumpxml --inactive $vm >/var/log/$vm.xml
+        virsh domuuid $vm >/var/log/$vm.uuid
+done
+systemctl restart luvfio-libvirt
+for vm in disk net; do
+        must "luvfiod knows $vm" wait_for 60 machine_is $vm running
+done
+luvfioctl check /boot/vmlinuz-b >/tmp/check
+echo "# check: $?"
+sed 's/^/# /' /tmp/check
+luvfioctl machines | sed 's/^/# /'
+check "a dry run" luvfioctl update /boot/vmlinuz-b --dry-run
+for vm in disk net; do
+        check "$vm goes on" wait_for 5 goes_on $vm $(beats $vm)
+done
+uname -r >/var/log/before
+mark 1
+luvfioctl update /boot/vmlinuz-b --deadline=30
+echo "# luvfioctl update ended with $?"
+explain
+"""
+
+AFTER = COMMON + r"""
+check "another kernel runs" sh -c '[ $(uname -r) != $(cat /var/log/before) ]'
+for vm in disk net; do
+        check "$vm runs" wait_for 90 machine_is $vm running
+        check "$vm: jumps" test "$(machine_field $vm generation)" -eq $((LUV_BOOT - 1))
+        check "$vm: libvirt has it running" test "$(virsh domstate $vm)" = running
+        check "$vm: the same domain" test "$(virsh domuuid $vm)" = "$(cat /var/log/$vm.uuid)"
+        virsh dumpxml --inactive $vm >/tmp/$vm.xml
+        check "$vm: its XML is as it was" diff /var/log/$vm.xml /tmp/$vm.xml
+        check "$vm: no saved image is left" test ! -e /var/lib/libvirt/qemu/save/$vm.save
+done
+check "the update is over" wait_for 60 update_is idle
+for vm in disk net; do
+        check "$vm goes on" wait_for 20 goes_on $vm $(beats $vm)
+done
+check "result: done" sh -c 'luvfioctl history --json=short | jq -e ".updates[0].result == \"done\""'
+virsh list --all | sed 's/^/# /'
+luvfioctl analyze | sed 's/^/# /'
+# Longer than the time after which a driver gives a lost interrupt up.
+sleep 35
+mark 2
+luvfioctl check >/tmp/check
+sed 's/^/# /' /tmp/check
+"""
+
+AGAIN = AFTER + r"""
+uname -r >/var/log/before
+case $(uname -r) in *-a) next=b ;; *) next=a ;; esac
+luvfioctl update /boot/vmlinuz-$next --deadline=30
+echo "# luvfioctl update ended with $?"
+explain
+"""
+
+result = full.run("libvirt", "--image", "virt", "--device", "nvme", "--device", "igb", "-m", "3072", *guest.files(),
+                  "--outside", FRAMES, "--script-deadline", "400", scripts=[BEFORE] + [AGAIN] * (UPDATES - 1) + [AFTER])
+full.report(result, ["before", "after"] + [f"boot{i + 1}" for i in range(2, UPDATES + 1)])
+for name in ("disk", "net"):
+    log = guest.read(result, name)
+    print(f"# {name}: {log.summary()}")
+    use = log.disk("nvme0n1", after=10, latency=GAP) if name == "disk" else log.net("eth0", after=30, frames=100)
+    for what, bad in (("lives", log.life(beats=100, gap=GAP)), ("has nothing to complain about", log.said()),
+                      ("has had the use of its device all the time", use)):
+        scenario.ok(not bad, f"guest {name} {what}", "\n".join(bad[:20]))
+resets = full.resets(full.between(result.trace(), 1, 2) or ["the marks are missing (resettable_"])
+scenario.ok(not resets, "no device was reset", "\n".join(resets[:20]))
+scenario.ok(not result.splats(), "the kernels complain of nothing", "\n".join(result.splats()[:20]))
+scenario.done()
