@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <sys/stat.h>
 #include <systemd/sd-login.h>
 
 #include "preflight/preflight-processes.h"
@@ -86,6 +87,46 @@ static pid_t parent_of(pid_t pid)
         return rest && sscanf(rest, ") %c %i", &state, &parent) == 2 ? parent : 0;
 }
 
+static bool is_machines_memory(MachineRegistry *machines, const struct stat *st)
+{
+        for (size_t i = 0; i < luv_machine_registry_size(machines); i++) {
+                const Machine *m = luv_machine_registry_at(machines, i);
+
+                for (size_t k = 0; k < m->n_fds; k++)
+                        if (m->fds[k]->kind == FD_KIND_MEMFD && m->fds[k]->identity.dev == st->st_dev &&
+                            m->fds[k]->identity.ino == st->st_ino)
+                                return true;
+        }
+        return false;
+}
+
+/* Whether it has memory open that a machine has handed over: then somebody else speaks for it. */
+static bool holds_memory(MachineRegistry *machines, int proc_fd, pid_t pid)
+{
+        _cleanup_free_ char *path = luv_strf("%i/fd", (int) pid);
+        bool found = false;
+        struct dirent *e;
+        DIR *dir;
+        int fd;
+
+        fd = path ? openat(proc_fd, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -EBADF;
+        if (fd < 0)
+                return false;
+        dir = fdopendir(fd);
+        if (!dir) {
+                safe_close(fd);
+                return false;
+        }
+        while (!found && (e = readdir(dir))) {
+                struct stat st;
+
+                found = fstatat(dirfd(dir), e->d_name, &st, 0) >= 0 && S_ISREG(st.st_mode) &&
+                        is_machines_memory(machines, &st);
+        }
+        closedir(dir);
+        return found;
+}
+
 /* The VMM itself, a child of it, or what runs beside it in its own unit. */
 static bool is_known(MachineRegistry *machines, pid_t pid)
 {
@@ -157,7 +198,8 @@ int luv_preflight_find_processes(MachineRegistry *machines, PreflightFacts *f)
                 if (luv_parse_u64(e->d_name, &pid) < 0)
                         continue;
                 held = find_held(dirfd(dir), e->d_name);
-                if (held && !is_known(machines, (pid_t) pid))
+                if (held && !is_known(machines, (pid_t) pid) &&
+                    !holds_memory(machines, dirfd(dir), (pid_t) pid))
                         r = add_process(f, (pid_t) pid, held);
         }
         closedir(dir);

@@ -29,6 +29,9 @@ beats() {
 goes_on() {
         [ "$(beats $1)" -gt "$2" ]
 }
+has_memory() {
+        [ "$(machine_field $1 memoryBytes)" -gt 0 ]
+}
 leave() {
         for vm in disk net; do cp $logs/$vm.log /out/$vm.log; cp /var/log/libvirt/qemu/$vm.log /out/$vm.qemu; done
         journalctl -b --no-pager -o short-monotonic >/out/journal.$LUV_STAGE
@@ -56,8 +59,10 @@ for vm in disk net; do
 done
 systemctl restart luvfio-libvirt
 for vm in disk net; do
-        must "luvfiod knows $vm" wait_for 60 machine_is $vm running
+        must "luvfiod knows $vm, and has its memory" wait_for 90 has_memory $vm
 done
+# A while after libvirt was asked anything it looks what QEMU can do.
+wait_for 60 luvfioctl check
 luvfioctl check /boot/vmlinuz-b >/tmp/check
 echo "# check: $?"
 sed 's/^/# /' /tmp/check

@@ -218,6 +218,7 @@ int luv_libvirt_image_write(const char *path, const char *xml, const char *cpr_p
 
 void luv_libvirt_xml_done(LibvirtXml *x)
 {
+        luv_strv_free(x->devices);
         luv_strv_free(x->managed);
         luv_strv_free(x->no_iommufd);
         *x = (LibvirtXml) {};
@@ -270,6 +271,8 @@ static void read_end(GMarkupParseContext *c, const char *name, gpointer userdata
         r->hostdev = false;
         if (!r->address)
                 r->error = -ENOMEM;
+        if (r->error >= 0)
+                r->error = luv_strv_extend(&r->x->devices, r->address);
         if (r->error >= 0 && r->managed)
                 r->error = luv_strv_extend(&r->x->managed, r->address);
         if (r->error >= 0 && !r->iommufd)

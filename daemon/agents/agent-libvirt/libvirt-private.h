@@ -7,11 +7,12 @@
 #include "util/macro.h"
 
 /*
- * luvfio-libvirt: domains of libvirt through a live update. Three programs in one:
+ * luvfio-libvirt: domains of libvirt through a live update. Four programs in one:
  *
  *     --domain NAME   an agent for one domain, the same as luvfio-qemu but that QEMU is libvirt's
  * (libvirt-domain.c)
  *     --monitor NAME  what that speaks to in place of QEMU's monitor (libvirt-monitor.c); only here, and in
+ *     --hook          what libvirt asks before it starts a domain (libvirt-hook.c)
  *     --watch         which starts and ends agents (libvirt-watch.c), are GLib and libvirt
  *
  * libvirt-image.c is about saved machines as libvirt has them on disk, and their XML.
@@ -36,6 +37,9 @@
 
 /* For socket FD, in place of QEMU. Returns an exit code when that is closed. */
 int luv_libvirt_monitor_run(const char *domain, int fd);
+/* What libvirt asks before it does OPERATION, PART of it; the domain's XML is on standard input. An exit
+ * code. */
+int luv_libvirt_hook_run(const char *domain, const char *operation, const char *part);
 /* Until SIGTERM. An exit code. */
 int luv_libvirt_watch_run(void);
 
@@ -50,8 +54,9 @@ int luv_libvirt_image_xml(const char *xml, const char *cpr_path, char **ret, cha
 
 /* What of a domain's XML has to be known. */
 typedef struct LibvirtXml {
-        char **managed;    /* PCI addresses of devices that libvirt gives back to their drivers */
-        char **no_iommufd; /* of those that QEMU has by their group */
+        char **devices;    /* PCI addresses of those that it is given */
+        char **managed;    /* those that libvirt gives back to their drivers */
+        char **no_iommufd; /* those that QEMU has by their group */
 } LibvirtXml;
 
 void luv_libvirt_xml_done(LibvirtXml *x);

@@ -17,11 +17,14 @@ static void usage(FILE *f)
 {
         (void) fputs("luvfio-libvirt --watch\n"
                      "luvfio-libvirt --domain NAME\n"
+                     "luvfio-libvirt --hook DOMAIN OPERATION PART [...]\n"
                      "\n"
                      "Takes domains of libvirt through live updates of the host's kernel.\n"
                      "\n"
                      "  --watch           starts an agent for each domain that is to take part\n"
                      "  --domain NAME     is one, for this domain\n"
+                     "  --hook            says whether libvirt may start a domain, whose XML is on standard "
+                     "input\n"
                      "  -h, --help\n"
                      "  --version\n",
                      f);
@@ -68,17 +71,18 @@ static int run_domain(const char *name)
 
 int main(int argc, char **argv)
 {
-        enum { WATCH = 256, DOMAIN, MONITOR };
+        enum { WATCH = 256, DOMAIN, HOOK, MONITOR };
         static const struct option options[] = {
                 { "watch", no_argument, NULL, WATCH },
                 { "domain", required_argument, NULL, DOMAIN },
+                { "hook", no_argument, NULL, HOOK },
                 { "monitor", required_argument, NULL, MONITOR },
                 { "help", no_argument, NULL, 'h' },
                 { "version", no_argument, NULL, 'V' },
                 {},
         };
         const char *domain = NULL, *monitor = NULL;
-        bool watch = false;
+        bool watch = false, hook = false;
         int c, r;
 
         while ((c = getopt_long(argc, argv, "h", options, NULL)) >= 0)
@@ -88,6 +92,9 @@ int main(int argc, char **argv)
                         break;
                 case DOMAIN:
                         domain = optarg;
+                        break;
+                case HOOK:
+                        hook = true;
                         break;
                 case MONITOR:
                         monitor = optarg;
@@ -101,7 +108,9 @@ int main(int argc, char **argv)
                 default:
                         return 2;
                 }
-        if (optind != argc || watch + (domain != NULL) + (monitor != NULL) != 1) {
+        if (hook && !watch && !domain && !monitor && argc - optind >= 3)
+                return luv_libvirt_hook_run(argv[optind], argv[optind + 1], argv[optind + 2]);
+        if (hook || optind != argc || watch + (domain != NULL) + (monitor != NULL) != 1) {
                 usage(stderr);
                 return 2;
         }
