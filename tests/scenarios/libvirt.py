@@ -76,6 +76,7 @@ mark 1
 luvfioctl update /boot/vmlinuz-b --deadline=30
 echo "# luvfioctl update ended with $?"
 explain
+journalctl -b -u libvirtd -u 'luvfio-libvirt*' --no-pager -o short-monotonic | tail -n 60 | sed 's/^/# /'
 """
 
 AFTER = COMMON + r"""
@@ -109,6 +110,7 @@ case $(uname -r) in *-a) next=b ;; *) next=a ;; esac
 luvfioctl update /boot/vmlinuz-$next --deadline=30
 echo "# luvfioctl update ended with $?"
 explain
+journalctl -b -u libvirtd -u 'luvfio-libvirt*' --no-pager -o short-monotonic | tail -n 60 | sed 's/^/# /'
 """
 
 result = full.run("libvirt", "--image", "virt", "--device", "nvme", "--device", "igb", "-m", "3072", *guest.files(),
