@@ -85,11 +85,11 @@ static int judge(sd_json_variant *machines, const char *domain, const LibvirtXml
 
 static int list_machines(sd_varlink **ret_link, sd_json_variant **ret)
 {
-        const char *error = NULL;
+        const char *socket = secure_getenv("LUVFIO_HOST_SOCKET"), *error = NULL;
         sd_json_variant *reply;
         int r;
 
-        r = sd_varlink_connect_address(ret_link, HOST_SOCKET);
+        r = sd_varlink_connect_address(ret_link, socket ? socket : HOST_SOCKET);
         if (r >= 0)
                 r = sd_varlink_set_relative_timeout(*ret_link, TIMEOUT_USEC);
         if (r >= 0)
