@@ -397,17 +397,22 @@ static int add_vector(QemuMachine *m, const char *device, int device_fd, VfioIrq
         return r;
 }
 
-static int add_single(QemuMachine *m, const char *device, const char *suffix, uint64_t initial, VfioIrq irq)
+static int add_single(QemuMachine *m, const char *device, const char *suffix, VfioIrq irq)
 {
         _cleanup_free_ char *name = luv_strf("%s_%s", device, suffix);
+        const CprFd *f;
 
         if (!name)
                 return -ENOMEM;
-        return luv_cpr_find_fd(&m->cpr, name, 0) ? add_eventfd(m, device, suffix, 0, initial, irq, 0) : 0;
+        f = luv_cpr_find_fd(&m->cpr, name, 0);
+        if (!f)
+                return 0;
+        /* INTx comes again as long as the device has a reason for it, but one that waits here has masked it.
+         */
+        return add_eventfd(m, device, suffix, 0, irq == VFIO_IRQ_INTX && eventfd_count(f->fd) > 0, irq, 0);
 }
 
-/* What is wired is wired again. Interrupts that come meanwhile may be lost, so each vector begins with one.
- */
+/* What is wired is wired again. Messages that come meanwhile may be lost, so each vector begins with one. */
 static int add_interrupts(QemuMachine *m, const char *device, const char *address, int device_fd)
 {
         _cleanup_free_ VfioWired *wired = malloc(sizeof(VfioWired));
@@ -419,17 +424,17 @@ static int add_interrupts(QemuMachine *m, const char *device, const char *addres
         if (r < 0)
                 return r;
         if (wired->type == VFIO_IRQ_INTX) {
-                r = add_single(m, device, "intx-interrupt", 1, VFIO_IRQ_INTX);
+                r = add_single(m, device, "intx-interrupt", VFIO_IRQ_INTX);
                 if (r >= 0)
-                        r = add_single(m, device, "intx-unmask", 0, VFIO_IRQ_UNMASK);
+                        r = add_single(m, device, "intx-unmask", VFIO_IRQ_UNMASK);
         } else
                 for (size_t i = 0; i < wired->n && r >= 0; i++)
                         if (wired->vectors[i])
                                 r = add_vector(m, device, device_fd, wired->type, (unsigned) i);
         if (r >= 0)
-                r = add_single(m, device, "err_notifier", 0, VFIO_IRQ_ERR);
+                r = add_single(m, device, "err_notifier", VFIO_IRQ_ERR);
         if (r >= 0)
-                r = add_single(m, device, "req_notifier", 0, VFIO_IRQ_REQ);
+                r = add_single(m, device, "req_notifier", VFIO_IRQ_REQ);
         return r;
 }
 

@@ -16,7 +16,7 @@
 
 #define START_USEC (60 * USEC_PER_SEC)
 #define CALL_USEC (10 * USEC_PER_SEC)
-#define REPLAY_USEC (60 * USEC_PER_SEC)
+#define REPLAY_USEC (180 * USEC_PER_SEC)
 #define STREAM_SIZE_MAX (UINT64_C(1) << 32)
 
 typedef enum QemuState {

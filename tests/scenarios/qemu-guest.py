@@ -3,6 +3,7 @@
 #
 # scenario: the virt image: Linux guests in QEMU with KVM, one with an NVMe and one with an igb, by iommufd
 # timeout: 600
+# full: yes
 
 import re
 import sys

@@ -13,7 +13,8 @@
 #include "util/string-util.h"
 #include "util/time-util.h"
 
-#define START_DEADLINE_USEC (60 * USEC_PER_SEC)
+/* libvirt looks first what QEMU can do, anew with each kernel. */
+#define START_DEADLINE_USEC (180 * USEC_PER_SEC)
 #define RETRY_MSEC 20
 
 typedef struct Domain {
