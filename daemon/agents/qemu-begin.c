@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <systemd/sd-daemon.h>
 
@@ -11,25 +12,49 @@
 #include "util/string-util.h"
 #include "util/time-util.h"
 
-/* So that the next run of this program finds QEMU: its pid, when it was started, where its monitor is. */
-static int write_note(const QemuMachine *m, const char *monitor)
+#define STATUS_USEC (10 * USEC_PER_MSEC)
+#define NOTE_SIZE_MAX ((size_t) 8 * 1024 * 1024)
+
+/* So that the next run of this program finds QEMU: its pid, when it was started, what it is, where its
+ * monitor is, its command line. */
+typedef enum Note {
+        NOTE_RUNS = 'r',  /* as its user wants it */
+        NOTE_COMES = 'i', /* a machine comes into it that it does not have whole */
+        NOTE_WHOLE = 'c', /* it has, and is to be let run */
+} Note;
+
+static int write_note(const QemuMachine *m, const QemuProcess *process, Note note, const char *monitor)
 {
         _cleanup_free_ char *path = luv_qemu_path(m, "qemu"), *text = NULL;
+        size_t size = 0;
         uint64_t start;
+        FILE *f;
         int r;
 
-        r = luv_process_start_time(m->process.pid, &start);
+        r = luv_process_start_time(process->pid, &start);
         if (r < 0)
                 return r;
-        text = luv_strf("%i %llu %s\n", (int) m->process.pid, (unsigned long long) start, monitor);
-        return path && text ? luv_write_file_atomic(AT_FDCWD, path, text, strlen(text), 0600) : -ENOMEM;
+        f = open_memstream(&text, &size);
+        if (!path || !f) {
+                if (f)
+                        (void) fclose(f);
+                return -ENOMEM;
+        }
+        (void) fprintf(f, "%i %llu %c %s\n", (int) process->pid, (unsigned long long) start, (char) note,
+                       monitor);
+        /* As it was started, which may have been by another program that became it. */
+        for (char **word = process->argv; word && *word; word++)
+                (void) fwrite(*word, 1, strlen(*word) + 1, f);
+        if (fclose(f) != 0)
+                return -ENOMEM;
+        return luv_write_file_atomic(AT_FDCWD, path, text, size, 0600);
 }
 
 static int note_and_adopt(QemuMachine *m, const char *monitor)
 {
         int r;
 
-        r = write_note(m, monitor);
+        r = write_note(m, &m->process, NOTE_RUNS, monitor);
         if (r < 0)
                 luv_log_error(r, "QEMU (pid %i) cannot be noted in %s", (int) m->process.pid,
                               m->config.runtime_dir);
@@ -87,18 +112,30 @@ int luv_qemu_status(Qmp *q, char **ret, char **ret_reason)
 }
 
 /* 1: one that an earlier run of this program has noted lives; *RET is where its monitor is. */
-static int find_noted(QemuMachine *m, char **ret)
+static int find_noted(QemuMachine *m, Note *ret_note, char **ret)
 {
-        _cleanup_free_ char *path = luv_qemu_path(m, "qemu"), *line = NULL;
+        _cleanup_free_ char *path = luv_qemu_path(m, "qemu"), *text = NULL;
+        _cleanup_strv_ char **argv = NULL;
         unsigned long long start;
-        uint64_t now;
         int pid, at = 0, r;
+        uint64_t now;
+        size_t size;
+        char note, *end;
 
         if (!path)
                 return -ENOMEM;
-        r = luv_read_line_file(AT_FDCWD, path, &line);
-        if (r < 0 || sscanf(line, "%i %llu %n", &pid, &start, &at) != 2 || at == 0 || pid <= 0)
+        r = luv_read_file(AT_FDCWD, path, NOTE_SIZE_MAX, &text, &size);
+        if (r < 0)
                 return r == -ENOMEM ? r : 0;
+        end = strchr(text, '\n');
+        if (!end || sscanf(text, "%i %llu %c %n", &pid, &start, &note, &at) != 3 || at == 0 || pid <= 0 ||
+            end < text + at)
+                return 0;
+        *end = 0;
+        for (const char *word = end + 1; word < text + size && r >= 0; word += strlen(word) + 1)
+                r = luv_strv_extend(&argv, word);
+        if (r < 0)
+                return r;
         r = luv_qemu_process_open(pid, &m->process);
         if (r < 0)
                 return r == -ESRCH ? 0 : r;
@@ -107,7 +144,12 @@ static int find_noted(QemuMachine *m, char **ret)
                 luv_qemu_process_done(&m->process);
                 return 0;
         }
-        *ret = strdup(line + at);
+        if (argv) {
+                luv_strv_free(m->process.argv);
+                m->process.argv = TAKE_PTR(argv);
+        }
+        *ret_note = (Note) note;
+        *ret = strdup(text + at);
         return *ret ? 1 : -ENOMEM;
 }
 
@@ -128,37 +170,134 @@ static int find_named(QemuMachine *m, char **ret, char **ret_reason)
         return r < 0 ? r : *ret ? 1 : -ENOMEM;
 }
 
+/* Until it does not change any more. */
+static int settled_status(QemuMachine *m, uint64_t deadline, char **ret, char **ret_reason)
+{
+        for (;;) {
+                _cleanup_free_ char *status = NULL;
+                int r;
+
+                r = luv_qemu_status(m->qmp, &status, ret_reason);
+                if (r < 0)
+                        return r;
+                if (!streq(status, "finish-migrate") || luv_usec_left(deadline) == 0) {
+                        *ret = TAKE_PTR(status);
+                        return 0;
+                }
+                r = luv_qmp_wait_event(m->qmp, "RESUME", MIN(deadline, luv_now_usec() + STATUS_USEC), NULL);
+                if (r < 0 && r != -ETIMEDOUT)
+                        return luv_reason(ret_reason, r, "QEMU has ended");
+        }
+}
+
+/* The host may yet jump with what was captured. */
+static bool waits_for_word(const QemuMachine *m)
+{
+        int s = luvfio_get_state(m->l);
+
+        return s == LUVFIO_STATE_QUIESCING || s == LUVFIO_STATE_QUIESCED || s == LUVFIO_STATE_COMMITTED;
+}
+
 /*
- * A QEMU that is there already. 1: it runs; 0: there is none, or none that could run: one that has been
- * captured, or one that a machine was coming into.
+ * One that had handed itself over to a luvfio-qemu that was killed before it had stored anything of it, and
+ * so before it had told luvfiod. It may go on if it has no VFIO devices, whose interrupts it has let go. 1:
+ * it does.
+ */
+static int continue_it(QemuMachine *m, uint64_t deadline, char **ret_reason)
+{
+        _cleanup_(luv_qemu_files_done) QemuFiles files = {};
+        int r;
+
+        r = luv_qemu_process_files(&m->process, &files);
+        if (r < 0)
+                return luv_reason(ret_reason, r, "cannot look at the files of QEMU (pid %i): %s",
+                                  (int) m->process.pid, strerror(-r));
+        for (size_t i = 0; i < files.n; i++)
+                if (files.items[i].identity.kind == FD_KIND_VFIO)
+                        return 0;
+        if (files.legacy)
+                return 0;
+        if (waits_for_word(m))
+                return luv_reason(ret_reason, -EBUSY, "an update that it takes part in is not over");
+        r = luv_qmp_call(m->qmp, "cont", NULL, deadline, NULL, ret_reason);
+        return r < 0 ? r : 1;
+}
+
+static int end_it(QemuMachine *m)
+{
+        int r = luv_qemu_process_kill(&m->process, luv_now_usec() + CALL_USEC);
+
+        luv_qemu_release(m);
+        return r;
+}
+
+/*
+ * A QEMU that is there already. STORED: what was captured of the machine is here. 1: it runs; 0: there is
+ * none, or none that could run: one that has been captured, or one that a machine was coming into.
  */
 static int take_up(QemuMachine *m, char **ret_reason)
 {
-        uint64_t deadline = luv_now_usec() + CALL_USEC;
+        bool stored = m->document != NULL;
         _cleanup_free_ char *path = NULL, *status = NULL;
+        uint64_t deadline = luv_now_usec() + CALL_USEC;
+        Note note = NOTE_RUNS;
         int r;
 
-        r = find_noted(m, &path);
+        r = find_noted(m, &note, &path);
         if (r == 0 && m->config.monitor && !luv_qemu_comes_in(m))
                 r = find_named(m, &path, ret_reason);
         if (r <= 0)
                 return r;
-        if (!luv_qemu_process_is_stopped(&m->process)) {
-                r = luv_qemu_monitor(path, deadline, &m->qmp, ret_reason);
-                if (r >= 0)
-                        r = luv_qemu_status(m->qmp, &status, ret_reason);
+        if (note == NOTE_COMES ||
+            ((stored || luv_qemu_comes_in(m)) && luv_qemu_process_is_stopped(&m->process)))
+                return end_it(m);
+        /* Nobody else has its guest, so that it may as well run. */
+        if (luv_qemu_process_is_stopped(&m->process))
+                (void) luv_qemu_process_signal(&m->process, SIGCONT);
+        r = luv_qemu_monitor(path, deadline, &m->qmp, ret_reason);
+        if (r >= 0)
+                r = settled_status(m, deadline, &status, ret_reason);
+        if (r < 0 && luv_qemu_process_is_ending(&m->process)) {
+                luv_qemu_release(m);
+                return 0;
+        }
+        if (r < 0)
+                return r;
+        if (streq(status, "postmigrate") && !stored && !luv_qemu_comes_in(m)) {
+                r = continue_it(m, deadline, ret_reason);
                 if (r < 0)
                         return r;
-        }
-        if (!status || streq(status, "inmigrate") || streq(status, "postmigrate") ||
-            streq(status, "finish-migrate")) {
-                r = luv_qemu_process_kill(&m->process, deadline);
-                luv_qemu_release(m);
-                return r;
+                if (r == 0) {
+                        luv_log_error(-ENODATA,
+                                      "QEMU (pid %i) has handed the machine over, and nobody has it",
+                                      (int) m->process.pid);
+                        return end_it(m);
+                }
+        } else if (streq(status, "inmigrate") || streq(status, "postmigrate") ||
+                   streq(status, "finish-migrate"))
+                return end_it(m);
+        if (note == NOTE_WHOLE && streq(status, "paused")) {
+                r = luv_qmp_call(m->qmp, "cont", NULL, deadline, NULL, ret_reason);
+                if (r < 0)
+                        return r;
         }
         luv_log_info("QEMU (pid %i) is taken up", (int) m->process.pid);
         r = note_and_adopt(m, path);
         return r < 0 ? r : 1;
+}
+
+static int note_replay(const QemuProcess *process, bool whole, void *userdata)
+{
+        QemuMachine *m = userdata;
+        _cleanup_free_ char *path = luv_qemu_path(m, "qmp.sock");
+
+        if (!path)
+                return -ENOMEM;
+        return write_note(m, process,
+                          !whole                 ? NOTE_COMES
+                          : m->document->running ? NOTE_WHOLE
+                                                 : NOTE_RUNS,
+                          path);
 }
 
 static int go_on(QemuMachine *m, uint64_t deadline, char **ret_reason)
@@ -173,7 +312,9 @@ static int go_on(QemuMachine *m, uint64_t deadline, char **ret_reason)
                                             .held = m->held,
                                             .n_held = m->n_held,
                                             .runtime_dir = m->config.runtime_dir,
-                                            .deadline = deadline },
+                                            .deadline = deadline,
+                                            .note = note_replay,
+                                            .userdata = m },
                             &m->process, &m->qmp, ret_reason);
         return r < 0 ? r : note_and_adopt(m, path);
 }
@@ -209,8 +350,16 @@ static int take_stored(QemuMachine *m)
                 else
                         safe_close(fd);
         }
-        if (r < 0 || !document || m->stream_fd < 0)
-                return MIN(r, 0);
+        if (r < 0)
+                return r;
+        /* The document was stored last. */
+        if (!document || m->stream_fd < 0) {
+                if (n > 0)
+                        luv_qemu_unstore(m);
+                luv_qemu_drop_capture(m);
+                luv_qemu_drop_held(m);
+                return 0;
+        }
         r = luv_qemu_document_read(m->document_fd, &m->document, NULL);
         return r < 0 ? r : 1;
 }
@@ -228,8 +377,10 @@ int luv_qemu_begin(QemuMachine *m, char **ret_reason)
         /* It is to be put together again: `resume` follows. */
         if (luv_qemu_comes_in(m))
                 return 0;
-        /* Whatever luvfiod makes of the update, this machine has to go on. */
-        if (stored > 0)
-                return luv_qemu_go_on(m, luv_now_usec() + REPLAY_USEC, ret_reason);
+        if (stored > 0) {
+                m->state = QEMU_CAPTURED;
+                /* Or `abort` follows: luvfiod alone knows whether it jumps. */
+                return waits_for_word(m) ? 0 : luv_qemu_go_on(m, luv_now_usec() + REPLAY_USEC, ret_reason);
+        }
         return m->config.backend->start(m, ret_reason);
 }

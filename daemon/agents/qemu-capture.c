@@ -14,6 +14,7 @@
 #include "agents/qemu-check.h"
 #include "agents/qemu-private.h"
 #include "agents/vfio-irq.h"
+#include "util/io.h"
 #include "util/string-util.h"
 #include "util/time-util.h"
 
@@ -203,6 +204,23 @@ int luv_qemu_prepare(QemuMachine *m, uint64_t deadline, char **ret_reason)
         return r < 0 ? r : hold_cpr_files(m, ret_reason);
 }
 
+/* What QEMU had said before it ended. */
+static bool has_completed(Qmp *q)
+{
+        for (;;) {
+                _cleanup_(sd_json_variant_unrefp) sd_json_variant *data = NULL;
+                _cleanup_free_ char *name = NULL;
+                sd_json_variant *status;
+
+                if (luv_qmp_take_event(q, &name, &data) <= 0)
+                        return false;
+                status = data ? sd_json_variant_by_key(data, "status") : NULL;
+                if (streq(name, "MIGRATION") && status && sd_json_variant_is_string(status) &&
+                    streq(sd_json_variant_string(status), "completed"))
+                        return true;
+        }
+}
+
 /* How it ended, by its own word. 1: it has handed itself over; 0: it has not, and goes on, for that reason.
  */
 static int migration_end(QemuMachine *m, uint64_t deadline, char **ret_reason)
@@ -215,7 +233,7 @@ static int migration_end(QemuMachine *m, uint64_t deadline, char **ret_reason)
 
                 r = luv_qmp_call(m->qmp, "query-migrate", NULL, deadline, &info, ret_reason);
                 if (r < 0)
-                        return r;
+                        return has_completed(m->qmp) ? 1 : r;
                 status = sd_json_variant_by_key(info, "status");
                 s = status && sd_json_variant_is_string(status) ? sd_json_variant_string(status) : "none";
                 if (streq(s, "completed"))
@@ -237,14 +255,21 @@ static int migration_end(QemuMachine *m, uint64_t deadline, char **ret_reason)
 
 int luv_qemu_let_go(QemuMachine *m, char **ret_reason)
 {
+        bool untouched = m->main_fd >= 0;
         int r;
 
         if (m->state != QEMU_HELD)
                 return 0;
         /* Before the channel is closed, which is what QEMU waits for. Whether that was in time only its
          * state tells. */
-        (void) luv_qmp_call(m->qmp, "migrate_cancel", NULL, luv_now_usec() + CALL_USEC, NULL, NULL);
+        r = luv_qmp_call(m->qmp, "migrate_cancel", NULL, luv_now_usec() + CALL_USEC, NULL, NULL);
         luv_qemu_drop_channels(m);
+        /* Where it hangs: there is nobody any more to whom it could hand itself over. */
+        if (r == -ETIMEDOUT && untouched) {
+                m->unanswered = true;
+                m->state = QEMU_RUNNING;
+                return 0;
+        }
         r = migration_end(m, luv_now_usec() + CALL_USEC, ret_reason);
         if (r > 0)
                 return luv_reason(ret_reason, -ENODATA, "QEMU has handed itself over, and nobody took it");
@@ -256,7 +281,8 @@ int luv_qemu_let_go(QemuMachine *m, char **ret_reason)
 
 /* quiesce */
 
-static int receive_stream(int fd, uint64_t deadline, uint64_t *ret_size)
+/* Whoever is late gets no more of it than is there already; with *RET_LATE. */
+static int receive_stream(int fd, uint64_t deadline, uint64_t *ret_size, bool *ret_late)
 {
         _cleanup_close_ int memfd = memfd_create("luvfio-qemu-stream", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
         _cleanup_free_ uint8_t *buffer = malloc(1 << 20);
@@ -272,31 +298,35 @@ static int receive_stream(int fd, uint64_t deadline, uint64_t *ret_size)
                 ssize_t n;
                 int r;
 
-                if (left == 0)
-                        return -ETIMEDOUT;
-                if (poll(&p, 1, (int) MIN(left / USEC_PER_MSEC + 1, (uint64_t) INT32_MAX)) < 0)
-                        return negative_errno();
                 n = recv(fd, buffer, 1 << 20, MSG_DONTWAIT);
-                if (n < 0 && errno != EAGAIN && errno != EINTR)
-                        return negative_errno();
                 if (n == 0) {
                         *ret_size = size;
                         return TAKE_FD(memfd);
                 }
-                if (n < 0)
+                if (n < 0 && errno != EAGAIN && errno != EINTR)
+                        return negative_errno();
+                if (n < 0 && left == 0) {
+                        *ret_late = true;
+                        if (shutdown(fd, SHUT_RD) < 0)
+                                return negative_errno();
                         continue;
+                }
+                if (n < 0) {
+                        if (poll(&p, 1, (int) MIN(left / USEC_PER_MSEC + 1, (uint64_t) INT32_MAX)) < 0 &&
+                            errno != EINTR)
+                                return negative_errno();
+                        continue;
+                }
                 size += (uint64_t) n;
                 if (size > STREAM_SIZE_MAX)
                         return -EFBIG;
-                for (ssize_t done = 0; done < n; done += r) {
-                        r = (int) write(memfd, buffer + done, (size_t) (n - done));
-                        if (r < 0)
-                                return negative_errno();
-                }
+                r = luv_write_all(memfd, buffer, (size_t) n);
+                if (r < 0)
+                        return r;
         }
 }
 
-static int receive_stream_from(QemuMachine *m, uint64_t deadline)
+static int receive_stream_from(QemuMachine *m, uint64_t deadline, bool *ret_late)
 {
         _cleanup_close_ int fd = -EBADF;
         int r;
@@ -309,26 +339,28 @@ static int receive_stream_from(QemuMachine *m, uint64_t deadline)
         if (r < 0)
                 return r;
         fd = accept_one(m->main_fd);
-        return fd < 0 ? fd : receive_stream(fd, deadline, &m->document->stream_size);
+        return fd < 0 ? fd : receive_stream(fd, deadline, &m->document->stream_size, ret_late);
 }
 
 /*
  * Closing the channel is what QEMU waits for: it stops its vCPUs and sends its state on the other one.
- * Whether it has done so, or goes on, is its own word; a QEMU that has ended when it had sent all of it is
- * captured.
+ * Whether it has done so, or goes on, is its own word. One that has ended after it gave it is captured, and
+ * so is one that was done in time when we were not.
  */
 static int receive_state(QemuMachine *m, uint64_t deadline, char **ret_reason)
 {
         _cleanup_free_ char *why = NULL;
+        bool late = false;
         int r, end;
 
         m->cpr_fd = safe_close(m->cpr_fd);
-        r = receive_stream_from(m, deadline);
+        r = receive_stream_from(m, deadline, &late);
         m->main_fd = safe_close(m->main_fd);
         m->stream_fd = r < 0 ? -EBADF : r;
         end = migration_end(m, luv_now_usec() + CALL_USEC, &why);
-        if (m->stream_fd >= 0 && (end > 0 || end == -ECONNRESET))
+        if (m->stream_fd >= 0 && end > 0)
                 return 0;
+        r = late ? -ETIMEDOUT : r;
         if (end == 0) {
                 luv_qemu_drop_channels(m);
                 m->state = QEMU_RUNNING;

@@ -159,8 +159,12 @@ static int check_backend(Qmp *q, const char *id, bool shared, uint64_t deadline,
         if (!streq(name, "memory-backend-memfd") && !streq(name, "memory-backend-ram"))
                 return luv_blockers_add(b, REMEDY_MEMORY, "guest memory %s is of a %s and not in a memfd",
                                         id, name);
+        /* What the board makes by itself is of the second kind. */
         if (!shared)
-                return luv_blockers_add(b, "Add \",share=on\" to it.", "guest memory %s is not shared", id);
+                return luv_blockers_add(b,
+                                        streq(name, "memory-backend-memfd") ? "Add \",share=on\" to it."
+                                                                            : REMEDY_MEMORY,
+                                        "guest memory %s is not shared", id);
         if (is_true(huge))
                 return luv_blockers_add(
                                 b, "Take hugetlb=on from it; the kernel uses large pages by itself.",
@@ -262,6 +266,61 @@ static int check_argv(char *const *argv, Blockers *b)
         return r;
 }
 
+/* Whether WORD says id=ID, in either way in which QEMU takes it. */
+static bool says_id(const char *word, const char *id)
+{
+        size_t n = strlen(id);
+
+        for (const char *p = strstr(word, id); p; p = strstr(p + 1, id)) {
+                size_t before = (size_t) (p - word);
+                const char *end = p + n;
+
+                if ((*end == ',' || *end == 0) && before >= 3 && strncmp(p - 3, "id=", 3) == 0 &&
+                    (before == 3 || p[-4] == ','))
+                        return true;
+                if (*end == '"' && before > 0 && p[-1] == '"') {
+                        for (p -= 2; p > word && strchr(" :", *p); p--)
+                                ;
+                        if (p - word >= 3 && strncmp(p - 3, "\"id\"", 4) == 0)
+                                return true;
+                        p = end;
+                }
+        }
+        return false;
+}
+
+/* What QEMU got by its monitor its command line does not have, and so the next QEMU would not. */
+static int check_added(Qmp *q, char *const *argv, uint64_t deadline, Blockers *b, char **ret_reason)
+{
+        _cleanup_(sd_json_variant_unrefp) sd_json_variant *list = NULL;
+        sd_json_variant *v = NULL;
+        int r;
+
+        r = sd_json_buildo(&v, SD_JSON_BUILD_PAIR_STRING("path", "/machine/peripheral"));
+        if (r >= 0)
+                r = luv_qmp_call(q, "qom-list", v, deadline, &list, ret_reason);
+        /* One that does not know the question is too old anyhow. */
+        if (r == -EREMOTEIO)
+                return 0;
+        for (size_t i = 0; r >= 0 && i < sd_json_variant_elements(list); i++) {
+                sd_json_variant *x = sd_json_variant_by_index(list, i);
+                const char *type = string_of(sd_json_variant_by_key(x, "type")),
+                           *id = string_of(sd_json_variant_by_key(x, "name"));
+                bool found = !type || !id || !startswith(type, "child<");
+
+                for (char *const *word = argv; *word && !found; word++)
+                        found = says_id(*word, id) || streq(*word, "-readconfig");
+                if (!found)
+                        r = luv_blockers_add(b,
+                                             "Take the device out again; or put it on the command line, and "
+                                             "restart the machine.",
+                                             "device \"%s\" was added while the machine ran, and the next "
+                                             "QEMU would not have it",
+                                             id);
+        }
+        return r;
+}
+
 static int check_files(const QemuFiles *files, Blockers *b)
 {
         int r = 0;
@@ -280,6 +339,7 @@ static int check_files(const QemuFiles *files, Blockers *b)
 int luv_qemu_check(Qmp *q, char *const *argv, const QemuFiles *files, uint64_t deadline, Blockers *ret)
 {
         _cleanup_free_ char *reason = NULL;
+        bool unanswered;
         int r;
 
         r = check_version(q, ret);
@@ -294,9 +354,13 @@ int luv_qemu_check(Qmp *q, char *const *argv, const QemuFiles *files, uint64_t d
                 r = check_memory(q, deadline, ret, &reason);
         if (r >= 0)
                 r = check_aux_ram(q, deadline, ret, &reason);
+        if (r >= 0 && argv)
+                r = check_added(q, argv, deadline, ret, &reason);
         if (r >= 0)
                 r = check_blocked(q, deadline, ret, &reason);
         if (r >= 0 || r == -ENOMEM)
-                return r;
-        return luv_blockers_add(ret, "See whether QEMU hangs.", "%s", reason ? reason : strerror(-r));
+                return MIN(r, 0);
+        unanswered = r == -ETIMEDOUT;
+        r = luv_blockers_add(ret, "See whether QEMU hangs.", "%s", reason ? reason : strerror(-r));
+        return r < 0 ? r : unanswered;
 }

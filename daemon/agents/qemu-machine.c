@@ -10,6 +10,8 @@
 #include "util/string-util.h"
 #include "util/time-util.h"
 
+#define CHECKS_MAX 4u
+
 char *luv_qemu_path(const QemuMachine *m, const char *name)
 {
         return luv_strf("%s/%s", m->config.runtime_dir, name);
@@ -24,7 +26,7 @@ void luv_qemu_release(QemuMachine *m)
         m->state = QEMU_NONE;
 }
 
-static void drop_held(QemuMachine *m)
+void luv_qemu_drop_held(QemuMachine *m)
 {
         for (size_t i = 0; i < m->n_held; i++) {
                 free(m->held[i].name);
@@ -60,7 +62,7 @@ QemuMachine *luv_qemu_machine_free(QemuMachine *m)
         luv_qemu_release(m);
         luv_qemu_drop_channels(m);
         luv_qemu_drop_capture(m);
-        drop_held(m);
+        luv_qemu_drop_held(m);
         sd_event_source_disable_unref(m->stop_source);
         luvfio_unref(m->l);
         free(m);
@@ -78,12 +80,16 @@ int luv_qemu_hold(QemuMachine *m, const char *name, FdKind kind, int *fd)
 {
         _cleanup_free_ char *copy = strdup(name);
         QemuHeld *held = reallocarray(m->held, m->n_held + 1, sizeof(QemuHeld));
+        uint64_t number;
 
         if (held)
                 m->held = held;
         if (!held || !copy)
                 return -ENOMEM;
         m->held[m->n_held++] = (QemuHeld) { .name = TAKE_PTR(copy), .kind = kind, .fd = TAKE_FD(*fd) };
+        /* A later one gets another name. */
+        if (luv_parse_u64(name + strcspn(name, "0123456789"), &number) >= 0)
+                m->last_file = MAX(m->last_file, number);
         return 0;
 }
 
@@ -163,8 +169,32 @@ static int register_anew(QemuMachine *m)
         return r < 0 ? r : luvfio_register(m->l);
 }
 
-/* Looks at all of it again, and tells luvfiod. 1: there are blockers. */
-static int check(QemuMachine *m)
+/* A luvfiod that was started anew has forgotten what was handed over. */
+static int hand_over_again(QemuMachine *m)
+{
+        int r = 0;
+
+        for (size_t i = 0; i < m->n_held && r >= 0; i++)
+                if (!luvfio_find_fd(m->l, m->held[i].name))
+                        r = luvfio_preserve(m->l, m->held[i].name, kind_for_luvfiod(m->held[i].kind),
+                                            m->held[i].fd, NULL);
+        return r;
+}
+
+/* 1: QEMU did not answer. */
+static int check_qemu(QemuMachine *m, const QemuFiles *files, Blockers *b)
+{
+        const QemuBackend *backend = m->config.backend;
+        int r;
+
+        if (m->unanswered)
+                return luv_blockers_add(b, "See whether QEMU hangs.", "QEMU does not answer");
+        r = luv_qemu_check(m->qmp, backend->keeps_argv ? m->process.argv : NULL, files,
+                           luv_now_usec() + CALL_USEC, b);
+        return r != 0 || !backend->check ? r : MIN(backend->check(m, luv_now_usec() + CALL_USEC, b), 0);
+}
+
+static int check_once(QemuMachine *m)
 {
         _cleanup_(luv_qemu_files_done) QemuFiles files = {};
         _cleanup_(luv_blockers_done) Blockers b = {};
@@ -176,16 +206,17 @@ static int check(QemuMachine *m)
         r = luv_qemu_process_files(&m->process, &files);
         if (r < 0)
                 return luv_log_error(r, "Cannot look at the files of QEMU (pid %i)", (int) m->process.pid);
-        r = hand_over_all(m, &files);
+        r = hand_over_again(m);
+        if (r >= 0)
+                r = hand_over_all(m, &files);
         if (r < 0) {
                 luv_log_warning("%s", luvfio_get_error(m->l));
                 r = luv_blockers_add(&b, NULL, "%s", luvfio_get_error(m->l));
         }
         if (r >= 0)
-                r = luv_qemu_check(m->qmp, m->config.backend->keeps_argv ? m->process.argv : NULL, &files,
-                                   luv_now_usec() + CALL_USEC, &b);
-        if (r >= 0 && m->config.backend->check)
-                r = m->config.backend->check(m, luv_now_usec() + CALL_USEC, &b);
+                r = check_qemu(m, &files, &b);
+        if (r > 0)
+                m->unanswered = true;
         if (r >= 0)
                 r = check_outcomes(m, &b);
         if (r < 0)
@@ -195,7 +226,41 @@ static int check(QemuMachine *m)
                 luv_log_warning("%s", luvfio_get_error(m->l));
         for (size_t i = 0; i < b.n; i++)
                 luv_log(LOG_NOTICE, "It could not take part in a live update: %s", b.items[i].message);
-        return b.n > 0;
+        m->blocked = b.n > 0;
+        return m->blocked;
+}
+
+/* Whether QEMU has told of something after which it has to be looked at again. */
+static bool has_changed(QemuMachine *m)
+{
+        bool changed = false;
+
+        for (;;) {
+                _cleanup_free_ char *name = NULL;
+
+                if (luv_qmp_take_event(m->qmp, &name, NULL) <= 0)
+                        return changed;
+                changed = changed || streq(name, "DEVICE_DELETED") ||
+                          (m->blocked && (streq(name, "RESUME") || streq(name, "STOP")));
+        }
+}
+
+/* Looks at all of it again, and tells luvfiod. 1: there are blockers. */
+static int check(QemuMachine *m)
+{
+        int r = 0;
+
+        for (unsigned i = 0; i < CHECKS_MAX; i++) {
+                r = check_once(m);
+                /* What it owes comes as an event of its own. */
+                if (r < 0 || m->unanswered)
+                        break;
+                /* It may have told of something in the middle. */
+                (void) luv_qmp_process(m->qmp);
+                if (!has_changed(m))
+                        break;
+        }
+        return r;
 }
 
 /* This update is over, for that reason; `abort` follows. */
@@ -219,7 +284,8 @@ static bool let_go(QemuMachine *m)
         int r;
 
         r = luv_qemu_let_go(m, &reason);
-        if (r < 0)
+        /* Its end is to come as an event yet. */
+        if (r < 0 && !luv_qemu_process_is_ending(&m->process))
                 fail(m, r, reason);
         return r >= 0;
 }
@@ -235,7 +301,12 @@ static void on_prepare(struct luvfio *l, const struct luvfio_event *event, void 
         if (!let_go(m))
                 return;
         /* What is found there ends the update. */
-        if (m->state != QEMU_RUNNING || check(m) != 0)
+        if (m->state != QEMU_RUNNING)
+                return;
+        r = check(m);
+        if (r < 0)
+                give_up(m, "QEMU cannot be looked at");
+        if (r != 0)
                 return;
         r = luv_qemu_prepare(m, deadline_of(event, START_USEC), &reason);
         if (r < 0) {
@@ -341,14 +412,11 @@ static int retrieve_all(QemuMachine *m)
         for (char **name = names; name && *name && r >= 0; name++) {
                 _cleanup_close_ int fd = -EBADF;
                 FdIdentity identity;
-                uint64_t number;
 
                 fd = retrieve(m, *name);
                 r = fd < 0 ? fd : luv_fd_identify(fd, false, &identity, NULL);
                 if (r >= 0)
                         r = luv_qemu_hold(m, *name, identity.kind, &fd);
-                if (luv_parse_u64(*name + strcspn(*name, "0123456789"), &number) >= 0)
-                        m->last_file = MAX(m->last_file, number);
         }
         return r;
 }
@@ -358,7 +426,7 @@ static int take_in(QemuMachine *m, char **ret_reason)
         int r;
 
         luv_qemu_drop_capture(m);
-        drop_held(m);
+        luv_qemu_drop_held(m);
         r = retrieve_all(m);
         if (r >= 0)
                 r = m->stream_fd = retrieve(m, QEMU_STREAM);
@@ -396,19 +464,12 @@ static void on_finished(struct luvfio *l, const struct luvfio_event *event, void
                 stop_now(m);
 }
 
-/* A luvfiod that was started anew has forgotten what was handed over. */
 static void on_attached(struct luvfio *l, const struct luvfio_event *event, void *userdata)
 {
         QemuMachine *m = userdata;
 
-        if (event->state != LUVFIO_STATE_RUNNING || m->state != QEMU_RUNNING)
-                return;
-        for (size_t i = 0; i < m->n_held; i++)
-                if (!luvfio_find_fd(l, m->held[i].name) &&
-                    luvfio_preserve(l, m->held[i].name, kind_for_luvfiod(m->held[i].kind), m->held[i].fd,
-                                    NULL) < 0)
-                        luv_log_warning("%s", luvfio_get_error(l));
-        (void) check(m);
+        if (event->state == LUVFIO_STATE_RUNNING && m->state == QEMU_RUNNING)
+                (void) check(m);
 }
 
 static void on_lost(struct luvfio *l, const char *reason, void *userdata)
@@ -438,7 +499,7 @@ static int on_process_end(sd_event_source *s, int fd, uint32_t revents, void *us
                 luv_log_info("QEMU (pid %i) has ended", (int) m->process.pid);
         luv_qemu_release(m);
         luv_qemu_drop_channels(m);
-        drop_held(m);
+        luv_qemu_drop_held(m);
         if (luvfio_withdraw(m->l) < 0)
                 luv_log_info("%s", luvfio_get_error(m->l));
         return sd_event_exit(m->config.event, code);
@@ -447,6 +508,7 @@ static int on_process_end(sd_event_source *s, int fd, uint32_t revents, void *us
 static int on_monitor(sd_event_source *s, int fd, uint32_t revents, void *userdata)
 {
         QemuMachine *m = userdata;
+        bool changed = m->unanswered;
         int r;
 
         r = luv_qmp_process(m->qmp);
@@ -456,14 +518,11 @@ static int on_monitor(sd_event_source *s, int fd, uint32_t revents, void *userda
                 if (!m->config.backend->stops_machine)
                         fail(m, r, "its monitor cannot be reached any more");
         }
-        for (;;) {
-                _cleanup_free_ char *name = NULL;
-
-                if (luv_qmp_take_event(m->qmp, &name, NULL) <= 0)
-                        return 0;
-                if (streq(name, "DEVICE_DELETED") && m->state == QEMU_RUNNING && r >= 0)
-                        (void) check(m);
-        }
+        m->unanswered = false;
+        changed = has_changed(m) || changed;
+        if (changed && m->state == QEMU_RUNNING && r >= 0)
+                (void) check(m);
+        return 0;
 }
 
 static int on_stop_deadline(sd_event_source *s, uint64_t usec, void *userdata)
@@ -509,6 +568,7 @@ int luv_qemu_adopt(QemuMachine *m)
 {
         int r;
 
+        m->blocked = m->unanswered = false;
         r = sd_event_add_io(m->config.event, &m->process_source, m->process.pidfd, EPOLLIN, on_process_end,
                             m);
         if (r >= 0)
@@ -572,8 +632,12 @@ int luv_qemu_machine_new(const QemuMachineConfig *config, QemuMachine **ret)
         if (r < 0)
                 return r;
         r = luv_qemu_begin(m, &reason);
-        if (r < 0)
+        if (r < 0) {
+                /* There is nothing of it but its name. */
+                if (m->process.pid == 0 && luvfio_get_state(m->l) == LUVFIO_STATE_RUNNING)
+                        (void) luvfio_withdraw(m->l);
                 return luv_log_error(r, "Machine %s cannot begin: %s", config->name, strempty(reason));
+        }
         if (m->state == QEMU_RUNNING) {
                 luv_qemu_unstore(m);
                 luv_qemu_drop_capture(m);

@@ -46,6 +46,8 @@ struct QemuMachine {
         QemuDocument *document;
         int document_fd, stream_fd;
 
+        bool blocked;    /* something was found to speak against an update */
+        bool unanswered; /* QEMU owes an answer */
         bool stop;
 };
 
@@ -77,6 +79,7 @@ char *luv_qemu_path(const QemuMachine *m, const char *name);
 void luv_qemu_release(QemuMachine *m);
 void luv_qemu_drop_channels(QemuMachine *m);
 void luv_qemu_drop_capture(QemuMachine *m);
+void luv_qemu_drop_held(QemuMachine *m);
 int luv_qemu_hold(QemuMachine *m, const char *name, FdKind kind, int *fd);
 const QemuHeld *luv_qemu_find_same(const QemuMachine *m, int fd);
 /* Hands one over that is new. Takes FD if it is. */

@@ -14,6 +14,7 @@
 #include "util/time-util.h"
 
 #define MONITOR "luvfio-monitor"
+#define END_USEC (2 * USEC_PER_SEC)
 #define CMDLINE_SIZE_MAX ((size_t) 8 * 1024 * 1024)
 
 void luv_qemu_process_done(QemuProcess *p)
@@ -35,6 +36,8 @@ int luv_qemu_argv_clean(char *const *argv, char ***ret)
                 /* QEMU takes two dashes for one. */
                 if (startswith(option, "--"))
                         option++;
+                if (i > 0 && streq(option, "-S"))
+                        continue;
                 if (i > 0 && value &&
                     (streq(option, "-incoming") ||
                      (streq(option, "-chardev") && startswith(value, "socket,id=" MONITOR ",")) ||
@@ -117,6 +120,25 @@ bool luv_qemu_process_is_stopped(const QemuProcess *p)
         return state && startswith(state, ") T");
 }
 
+static int wait_end(const QemuProcess *p, uint64_t deadline)
+{
+        struct pollfd x = { .fd = p->pidfd, .events = POLLIN };
+        uint64_t left;
+
+        while (poll(&x, 1, 0) == 0) {
+                left = luv_usec_left(deadline);
+                if (left == 0)
+                        return -ETIMEDOUT;
+                (void) poll(&x, 1, (int) MIN(left / USEC_PER_MSEC + 1, (uint64_t) INT32_MAX));
+        }
+        return 0;
+}
+
+bool luv_qemu_process_is_ending(const QemuProcess *p)
+{
+        return p->pid > 0 && wait_end(p, luv_now_usec() + END_USEC) >= 0;
+}
+
 int luv_qemu_process_signal(const QemuProcess *p, int sig)
 {
         return pidfd_send_signal(p->pidfd, sig, NULL, 0) < 0 ? negative_errno() : 0;
@@ -124,19 +146,14 @@ int luv_qemu_process_signal(const QemuProcess *p, int sig)
 
 int luv_qemu_process_kill(const QemuProcess *p, uint64_t deadline)
 {
-        struct pollfd x = { .fd = p->pidfd, .events = POLLIN };
-        uint64_t left;
         int r;
 
         r = luv_qemu_process_signal(p, SIGKILL);
         if (r < 0 && r != -ESRCH)
                 return r;
-        while (poll(&x, 1, 0) == 0) {
-                left = luv_usec_left(deadline);
-                if (left == 0)
-                        return -ETIMEDOUT;
-                (void) poll(&x, 1, (int) MIN(left / USEC_PER_MSEC + 1, (uint64_t) INT32_MAX));
-        }
+        r = wait_end(p, deadline);
+        if (r < 0)
+                return r;
         /* Ours, or somebody else's. */
         (void) waitid(P_PIDFD, (id_t) p->pidfd, &(siginfo_t) {}, WEXITED);
         return 0;
@@ -271,6 +288,9 @@ static int build_argv(const QemuStart *s, char ***ret)
                                        luv_strf("{\"channel-type\":\"cpr\",\"addr\":{\"transport\":"
                                                 "\"socket\",\"type\":\"fd\",\"str\":\"%i\"}}",
                                                 s->cpr_fd));
+                /* It runs when it is told to. */
+                if (r >= 0)
+                        r = luv_strv_extend(&argv, "-S");
         }
         if (r >= 0)
                 *ret = TAKE_PTR(argv);

@@ -23,6 +23,8 @@ void luv_qemu_process_done(QemuProcess *p);
 int luv_qemu_process_open(pid_t pid, QemuProcess *ret);
 /* Whether it was stopped by a signal. */
 bool luv_qemu_process_is_stopped(const QemuProcess *p);
+/* Whether it has ended, or does within two seconds, as one does that has closed its sockets. */
+bool luv_qemu_process_is_ending(const QemuProcess *p);
 int luv_qemu_process_signal(const QemuProcess *p, int sig);
 /* Ends it and waits until it is gone. -ETIMEDOUT. */
 int luv_qemu_process_kill(const QemuProcess *p, uint64_t deadline);
@@ -56,5 +58,5 @@ typedef struct QemuStart {
 /* -errno; with a sentence. That the program could not be executed comes as -errno, too. */
 int luv_qemu_start(const QemuStart *start, QemuProcess *ret, char **ret_reason);
 
-/* Takes from ARGV what luv_qemu_start() adds, and all else that says where a machine comes in from. */
+/* Takes from ARGV what luv_qemu_start() adds, and all else that says how a machine begins. */
 int luv_qemu_argv_clean(char *const *argv, char ***ret);

@@ -13,6 +13,7 @@
 #include "util/time-util.h"
 
 #define KILL_USEC (10 * USEC_PER_SEC)
+#define STATUS_USEC (10 * USEC_PER_MSEC)
 
 const QemuHeld *luv_qemu_held_find(const QemuHeld *held, size_t n, const char *name)
 {
@@ -286,19 +287,37 @@ static int wait_incoming(Qmp *q, uint64_t deadline, char **ret_reason)
         }
 }
 
+static const char *string_of(sd_json_variant *v, const char *key)
+{
+        v = v ? sd_json_variant_by_key(v, key) : NULL;
+        return v && sd_json_variant_is_string(v) ? sd_json_variant_string(v) : "?";
+}
+
+/* Until its status is STATUS, or, with NOT, another one. There is not an event for each. */
+static int wait_status(Qmp *q, const char *status, bool not, uint64_t deadline, char **ret_reason)
+{
+        for (;;) {
+                _cleanup_(sd_json_variant_unrefp) sd_json_variant *v = NULL;
+                int r;
+
+                r = luv_qmp_call(q, "query-status", NULL, deadline, &v, ret_reason);
+                if (r < 0 || streq(string_of(v, "status"), status) != not)
+                        return r;
+                if (luv_usec_left(deadline) == 0)
+                        return luv_reason(ret_reason, -ETIMEDOUT, "QEMU is %s and stays so",
+                                          string_of(v, "status"));
+                r = luv_qmp_wait_event(q, "RESUME", MIN(deadline, luv_now_usec() + STATUS_USEC), NULL);
+                if (r < 0 && r != -ETIMEDOUT)
+                        return luv_reason(ret_reason, r, "QEMU has ended");
+        }
+}
+
 static int make_run(Qmp *q, uint64_t deadline, char **ret_reason)
 {
-        _cleanup_(sd_json_variant_unrefp) sd_json_variant *status = NULL;
-        sd_json_variant *running;
         int r;
 
-        r = luv_qmp_call(q, "query-status", NULL, deadline, &status, ret_reason);
-        if (r < 0)
-                return r;
-        running = sd_json_variant_by_key(status, "running");
-        if (running && sd_json_variant_is_boolean(running) && sd_json_variant_boolean(running))
-                return 0;
-        return luv_qmp_call(q, "cont", NULL, deadline, NULL, ret_reason);
+        r = luv_qmp_call(q, "cont", NULL, deadline, NULL, ret_reason);
+        return r < 0 ? r : wait_status(q, "running", false, deadline, ret_reason);
 }
 
 static int events_on(Qmp *q, uint64_t deadline, char **ret_reason)
@@ -315,7 +334,17 @@ static int events_on(Qmp *q, uint64_t deadline, char **ret_reason)
         return r < 0 ? r : luv_qmp_call(q, "migrate-set-capabilities", v, deadline, NULL, ret_reason);
 }
 
-static int feed(const QemuReplay *p, const Sockets *s, const CprState *cpr, Qmp **ret, char **ret_reason)
+static int note(const QemuReplay *p, const QemuProcess *process, bool whole, char **ret_reason)
+{
+        int r = p->note ? p->note(process, whole, p->userdata) : 0;
+
+        return r < 0 ? luv_reason(ret_reason, r, "QEMU (pid %i) cannot be noted in %s: %s",
+                                  (int) process->pid, p->runtime_dir, strerror(-r))
+                     : 0;
+}
+
+static int feed(const QemuReplay *p, const Sockets *s, const CprState *cpr, const QemuProcess *process,
+                Qmp **ret, char **ret_reason)
 {
         _cleanup_close_ int cpr_fd = -EBADF;
         int r;
@@ -335,6 +364,10 @@ static int feed(const QemuReplay *p, const Sockets *s, const CprState *cpr, Qmp 
         if (r < 0)
                 return luv_reason(ret_reason, r, "QEMU does not take its state: %s", strerror(-r));
         r = wait_incoming(*ret, p->deadline, ret_reason);
+        if (r >= 0)
+                r = wait_status(*ret, "inmigrate", true, p->deadline, ret_reason);
+        if (r >= 0)
+                r = note(p, process, true, ret_reason);
         if (r >= 0 && p->document->running)
                 r = make_run(*ret, p->deadline, ret_reason);
         return r;
@@ -368,9 +401,17 @@ int luv_qemu_replay(const QemuReplay *p, QemuProcess *ret, Qmp **ret_qmp, char *
                 r = start(p, &s, &process, ret_reason);
         if (r < 0)
                 return r;
-        r = feed(p, &s, &cpr, &q, ret_reason);
+        r = note(p, &process, false, ret_reason);
+        if (r >= 0)
+                r = feed(p, &s, &cpr, &process, &q, ret_reason);
         (void) unlink(s.cpr);
         if (r < 0) {
+                if (luv_qemu_process_is_ending(&process) && ret_reason) {
+                        free(*ret_reason);
+                        *ret_reason = NULL;
+                        (void) luv_reason(ret_reason, r, "QEMU (pid %i) has ended, and says itself why",
+                                          (int) process.pid);
+                }
                 (void) luv_qemu_process_kill(&process, luv_now_usec() + KILL_USEC);
                 return r;
         }

@@ -31,6 +31,9 @@ typedef struct QemuReplay {
         size_t n_held;
         const char *runtime_dir; /* for its sockets: qmp.sock, which stays, and cpr.sock */
         uint64_t deadline;
+        /* That there is a process; and, before its vCPUs run, that it is whole. May be NULL. -errno. */
+        int (*note)(const QemuProcess *process, bool whole, void *userdata);
+        void *userdata;
 } QemuReplay;
 
 /* Wires the devices' interrupts to new eventfds; *RET is what the new QEMU has to be given. */

@@ -420,7 +420,7 @@ START_TEST(argv_clean)
 
         ck_assert_int_eq(luv_qemu_argv_clean(argv, &v), 0);
         got = luv_strv_join(v, "|");
-        ck_assert_str_eq(got, "qemu|-qmp|unix:/x|-S|-incoming");
+        ck_assert_str_eq(got, "qemu|-qmp|unix:/x|-incoming");
 }
 END_TEST
 
