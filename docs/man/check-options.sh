@@ -1,13 +1,13 @@
 #!/bin/sh
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# check-options.sh LUVFIOCTL.1 LUVFIOCTL: the manual explains each command and option that --help names.
+# check-options.sh MANUAL PROGRAM: the manual explains each command and option that --help names.
 set -eu
 
-manual=$1 luvfioctl=$2
+manual=$1 program=$2
 fault=0
 
-help=$("$luvfioctl" --help)
+help=$("$program" --help)
 for option in $(printf '%s\n' "$help" | grep -o -- '--[a-z][a-z-]*' | sort -u); do
         grep -Eq "^\.It .*(Fl |, )-${option#--}( |$)" "$manual" || {
                 echo "$manual does not explain $option" >&2
