@@ -18,9 +18,11 @@
 /* So that the next run of this program finds QEMU: its pid, when it was started, what it is, where its
  * monitor is, its command line. */
 typedef enum Note {
-        NOTE_RUNS = 'r',  /* as its user wants it */
-        NOTE_COMES = 'i', /* a machine comes into it that it does not have whole */
-        NOTE_WHOLE = 'c', /* it has, and is to be let run */
+        NOTE_NONE,
+        NOTE_RUNS = 'r',     /* as its user wants it */
+        NOTE_COMES = 'i',    /* a machine comes into it that it does not have whole */
+        NOTE_WHOLE = 'c',    /* it has, and is to be let run */
+        NOTE_CAPTURED = 'h', /* it has handed the machine over, and stands */
 } Note;
 
 static int write_note(const QemuMachine *m, const QemuProcess *process, Note note, const char *monitor)
@@ -54,6 +56,9 @@ static int note_and_adopt(QemuMachine *m, const char *monitor)
 {
         int r;
 
+        r = luv_free_and_strdup(&m->monitor, monitor);
+        if (r < 0)
+                return r;
         r = write_note(m, &m->process, NOTE_RUNS, monitor);
         if (r < 0)
                 luv_log_error(r, "QEMU (pid %i) cannot be noted in %s", (int) m->process.pid,
@@ -111,7 +116,10 @@ int luv_qemu_status(Qmp *q, char **ret, char **ret_reason)
         return *ret ? 0 : -ENOMEM;
 }
 
-/* 1: one that an earlier run of this program has noted lives; *RET is where its monitor is. */
+/*
+ * 1: one that an earlier run of this program has noted lives; *RET is where its monitor is. 0: it does not;
+ * *RET_NOTE is all the same what it was, if one was noted.
+ */
 static int find_noted(QemuMachine *m, Note *ret_note, char **ret)
 {
         _cleanup_free_ char *path = luv_qemu_path(m, "qemu"), *text = NULL;
@@ -132,6 +140,7 @@ static int find_noted(QemuMachine *m, Note *ret_note, char **ret)
             end < text + at)
                 return 0;
         *end = 0;
+        *ret_note = (Note) note;
         for (const char *word = end + 1; word < text + size && r >= 0; word += strlen(word) + 1)
                 r = luv_strv_extend(&argv, word);
         if (r < 0)
@@ -148,7 +157,6 @@ static int find_noted(QemuMachine *m, Note *ret_note, char **ret)
                 luv_strv_free(m->process.argv);
                 m->process.argv = TAKE_PTR(argv);
         }
-        *ret_note = (Note) note;
         *ret = strdup(text + at);
         return *ret ? 1 : -ENOMEM;
 }
@@ -231,39 +239,55 @@ static int end_it(QemuMachine *m)
         return r;
 }
 
+static bool has_run(Note note)
+{
+        return note == NOTE_RUNS || note == NOTE_WHOLE;
+}
+
+/* What was captured does not go with its memory any more. */
+static int is_lost(QemuMachine *m, char **ret_reason)
+{
+        if (m->document)
+                luv_qemu_unstore(m);
+        return luv_reason(ret_reason, -ECHILD,
+                          "its guest has run since it was captured, and that QEMU has ended: it is lost");
+}
+
 /*
- * A QEMU that is there already. STORED: what was captured of the machine is here. 1: it runs; 0: there is
+ * A QEMU that is there already. 1: it runs; 0: there is
  * none, or none that could run: one that has been captured, or one that a machine was coming into.
  */
 static int take_up(QemuMachine *m, char **ret_reason)
 {
-        bool stored = m->document != NULL;
         _cleanup_free_ char *path = NULL, *status = NULL;
         uint64_t deadline = luv_now_usec() + CALL_USEC;
-        Note note = NOTE_RUNS;
+        bool captured = m->document || luv_qemu_comes_in(m), stopped;
+        Note note = NOTE_NONE;
         int r;
 
         r = find_noted(m, &note, &path);
+        if (r == 0 && captured && has_run(note))
+                return is_lost(m, ret_reason);
         if (r == 0 && m->config.monitor && !luv_qemu_comes_in(m))
                 r = find_named(m, &path, ret_reason);
         if (r <= 0)
                 return r;
-        if (note == NOTE_COMES ||
-            ((stored || luv_qemu_comes_in(m)) && luv_qemu_process_is_stopped(&m->process)))
+        stopped = luv_qemu_process_is_stopped(&m->process);
+        if (note == NOTE_COMES || (note == NOTE_CAPTURED && captured) || (m->document && stopped))
                 return end_it(m);
         /* Nobody else has its guest, so that it may as well run. */
-        if (luv_qemu_process_is_stopped(&m->process))
+        if (stopped)
                 (void) luv_qemu_process_signal(&m->process, SIGCONT);
         r = luv_qemu_monitor(path, deadline, &m->qmp, ret_reason);
         if (r >= 0)
                 r = settled_status(m, deadline, &status, ret_reason);
         if (r < 0 && luv_qemu_process_is_ending(&m->process)) {
                 luv_qemu_release(m);
-                return 0;
+                return captured && has_run(note) ? is_lost(m, ret_reason) : 0;
         }
         if (r < 0)
                 return r;
-        if (streq(status, "postmigrate") && !stored && !luv_qemu_comes_in(m)) {
+        if (streq(status, "postmigrate") && !captured) {
                 r = continue_it(m, deadline, ret_reason);
                 if (r < 0)
                         return r;
@@ -319,12 +343,23 @@ static int go_on(QemuMachine *m, uint64_t deadline, char **ret_reason)
         return r < 0 ? r : note_and_adopt(m, path);
 }
 
+/* From here on another QEMU may run with it. */
+static int captured(QemuMachine *m, uint64_t deadline, char **ret_reason)
+{
+        int r = write_note(m, &m->process, NOTE_CAPTURED, m->monitor);
+
+        return r < 0 ? luv_reason(ret_reason, r, "QEMU (pid %i) cannot be noted in %s: %s",
+                                  (int) m->process.pid, m->config.runtime_dir, strerror(-r))
+                     : 0;
+}
+
 const QemuBackend luv_qemu_own = {
         .vmm = "QEMU, by luvfio-qemu",
         .stops_machine = true,
         .keeps_argv = true,
         .take_up = take_up,
         .start = start_new,
+        .captured = captured,
         .go_on = go_on,
 };
 

@@ -65,6 +65,7 @@ QemuMachine *luv_qemu_machine_free(QemuMachine *m)
         luv_qemu_drop_held(m);
         sd_event_source_disable_unref(m->stop_source);
         luvfio_unref(m->l);
+        free(m->monitor);
         free(m);
         return NULL;
 }
@@ -355,12 +356,15 @@ int luv_qemu_go_on(QemuMachine *m, uint64_t deadline, char **ret_reason)
         return m->config.backend->go_on(m, deadline, ret_reason);
 }
 
-static void resumed(QemuMachine *m, uint64_t running_usec)
+static int resumed(QemuMachine *m, uint64_t running_usec)
 {
-        if (luvfio_resumed(m->l, running_usec) < 0)
+        int r = luvfio_resumed(m->l, running_usec);
+
+        if (r < 0)
                 luv_log_warning("%s", luvfio_get_error(m->l));
         luv_qemu_unstore(m);
         luv_qemu_drop_capture(m);
+        return r;
 }
 
 static void stop_now(QemuMachine *m);
@@ -384,7 +388,7 @@ static void on_abort(struct luvfio *l, const struct luvfio_event *event, void *u
         }
         if (m->state != QEMU_RUNNING)
                 return;
-        resumed(m, luvfio_now());
+        (void) resumed(m, luvfio_now());
         (void) check(m);
         if (m->stop)
                 stop_now(m);
@@ -451,7 +455,10 @@ static void on_resume(struct luvfio *l, const struct luvfio_event *event, void *
                         return;
                 }
         }
-        resumed(m, luvfio_now());
+        r = resumed(m, luvfio_now());
+        /* Too late, but the guest runs: the next run of this program takes it up, and comes late. */
+        if (r < 0 && luvfio_is_attached(l))
+                fail(m, r, "luvfiod does not wait for it any more");
 }
 
 static void on_finished(struct luvfio *l, const struct luvfio_event *event, void *userdata)

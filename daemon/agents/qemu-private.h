@@ -32,6 +32,7 @@ struct QemuMachine {
 
         QemuState state;
         QemuProcess process;
+        char *monitor; /* where it listens */
         Qmp *qmp;
         sd_event_source *process_source, *qmp_source, *stop_source;
 

@@ -368,8 +368,12 @@ static int feed(const QemuReplay *p, const Sockets *s, const CprState *cpr, cons
                 r = wait_status(*ret, "inmigrate", true, p->deadline, ret_reason);
         if (r >= 0)
                 r = note(p, process, true, ret_reason);
-        if (r >= 0 && p->document->running)
+        if (r >= 0 && p->document->running) {
                 r = make_run(*ret, p->deadline, ret_reason);
+                /* Refused: its vCPUs have not run. */
+                if (r == -EREMOTEIO)
+                        (void) note(p, process, false, NULL);
+        }
         return r;
 }
 

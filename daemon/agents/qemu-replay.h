@@ -41,7 +41,7 @@ int luv_qemu_replay_files(const QemuReplay *p, CprState *ret, char **ret_reason)
 
 /*
  * Wires the devices' interrupts to new eventfds, starts QEMU, and returns when its vCPUs run; or, where they
- * stood before, when it could let them run. On failure QEMU is gone, its vCPUs have not run, and it can be
- * tried again. -errno; with a sentence.
+ * stood before, when it could let them run. On failure QEMU is gone, and it can be tried again, if it was
+ * not noted as whole at the end: then its vCPUs may have run. -errno; with a sentence.
  */
 int luv_qemu_replay(const QemuReplay *p, QemuProcess *ret, Qmp **ret_qmp, char **ret_reason);

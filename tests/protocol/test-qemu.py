@@ -460,6 +460,42 @@ def wrapper():
             equal(len((m.folder / "starts").read_text().split()), n, "starts")
 
 
+def too_late(dies):
+    with host("--resume-deadline=3") as d:
+        m, other = Machine(d), d.vmm("other")
+        d.jump()
+        m.jumped()
+        real = qemu.shutil.which(qemu.QEMU)
+        m.program.unlink()
+        m.program.write_text(f'#!/bin/sh\nsleep 6\nexec {real} "$@"\n')
+        m.program.chmod(0o755)
+        m.start()
+        d.resume([other])
+        m.wait_state("stranded")
+        m.wait_end(AGAIN)
+        q = m.qemu()
+        true(q.alive(), "QEMU has ended")
+        if not dies:
+            m.start()
+            m.wait_running()
+            equal(m.qemu().pid, q.pid, "pid of QEMU")
+            d.wait_state("idle", TIMEOUT)
+            m.verify()
+            return
+        q.kill()
+        for _ in range(2):
+            m.start()
+            m.wait_end(FAILED)
+            tap.contains(m.log(), "has run since it was captured", "what is said")
+            equal([x.pid for x in m.leftovers()], [], "QEMUs that are left")
+        d.wait_for(lambda: m.state() == "stranded", "the machine is stranded again", TIMEOUT)
+        d.host("Discard", {"machine": "count"})
+
+
+tap.add("luvfiod gives a machine up while its guest is put together: it comes late, as it runs by then", lambda: too_late(False))
+tap.add("the same, and its QEMU dies: what was captured does not go with its memory any more, and is not used", lambda: too_late(True))
+
+
 # luvfiod.
 
 
