@@ -535,9 +535,19 @@ static int on_monitor(sd_event_source *s, int fd, uint32_t revents, void *userda
 static int on_stop_deadline(sd_event_source *s, uint64_t usec, void *userdata)
 {
         QemuMachine *m = userdata;
+        bool again = m->quit;
 
-        luv_log_warning("The guest has not powered itself off in time");
-        if (luv_qmp_call(m->qmp, "quit", NULL, luv_now_usec() + CALL_USEC, NULL, NULL) < 0)
+        /* In an update by now: after it. */
+        if (m->state != QEMU_RUNNING) {
+                m->stop_source = sd_event_source_disable_unref(m->stop_source);
+                return 0;
+        }
+        if (!again)
+                luv_log_warning("The guest has not powered itself off in time");
+        m->quit = true;
+        if (again || luv_qmp_call(m->qmp, "quit", NULL, luv_now_usec() + CALL_USEC, NULL, NULL) < 0 ||
+            sd_event_source_set_time_relative(s, CALL_USEC) < 0 ||
+            sd_event_source_set_enabled(s, SD_EVENT_ONESHOT) < 0)
                 (void) luv_qemu_process_signal(&m->process, SIGKILL);
         return 0;
 }

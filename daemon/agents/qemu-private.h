@@ -49,7 +49,8 @@ struct QemuMachine {
 
         bool blocked;    /* something was found to speak against an update */
         bool unanswered; /* QEMU owes an answer */
-        bool stop;
+        bool stop;       /* it is to end, */
+        bool quit;       /* and QEMU was asked to, when the guest had not done it */
 };
 
 struct QemuBackend {
