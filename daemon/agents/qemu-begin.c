@@ -254,8 +254,8 @@ static int is_lost(QemuMachine *m, char **ret_reason)
 }
 
 /*
- * A QEMU that is there already. 1: it runs; 0: there is
- * none, or none that could run: one that has been captured, or one that a machine was coming into.
+ * A QEMU that is there already. 1: it runs; 0: there is none, or none that could run: one that has been
+ * captured, or one that a machine was coming into.
  */
 static int take_up(QemuMachine *m, char **ret_reason)
 {
@@ -268,7 +268,7 @@ static int take_up(QemuMachine *m, char **ret_reason)
         r = find_noted(m, &note, &path);
         if (r == 0 && captured && has_run(note))
                 return is_lost(m, ret_reason);
-        if (r == 0 && m->config.monitor && !luv_qemu_comes_in(m))
+        if (r == 0 && m->config.monitor && !captured)
                 r = find_named(m, &path, ret_reason);
         if (r <= 0)
                 return r;

@@ -563,6 +563,13 @@ def monitor():
         with held(d, m, other, "quiesced") as update:
             abort(d, m, update)
         given_up(d, m, [other])
+        # Both are killed.
+        with held(d, m, other, "quiesced") as update:
+            m.kill()
+            m.qemu().kill()
+            m.start()
+            raises(HOST + "UpdateFailed", lambda: d.drain(update), machine="count")
+        given_up(d, m, [other])
         (other,) = and_again(m, other)
         (other,) = m.update([other])
         m.kill()
