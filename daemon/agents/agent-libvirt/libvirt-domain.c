@@ -108,14 +108,13 @@ static bool is_unfit(const char *status)
 
 static int take_up(QemuMachine *m, char **ret_reason)
 {
-        uint64_t deadline = luv_now_usec() + CALL_USEC;
         _cleanup_(domain_done) Domain d = {};
         _cleanup_free_ char *status = NULL;
         int r;
 
         r = open_monitor(m, ret_reason);
         if (r >= 0)
-                r = get_domain(m, deadline, &d, ret_reason);
+                r = get_domain(m, luv_now_usec() + START_DEADLINE_USEC, &d, ret_reason);
         if (r < 0)
                 return r;
         if (!d.active)
