@@ -3,8 +3,10 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/vfio.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/pidfd.h>
 #include <sys/wait.h>
 
@@ -183,6 +185,14 @@ static bool may_cross(const char *link)
                startswith(link, "anon_inode:[vfio-device]");
 }
 
+/* libvirt opens devices for a QEMU that has them already. Nothing can be done with such a file. */
+static bool is_bound(int fd)
+{
+        struct vfio_device_info info = { .argsz = sizeof(info) };
+
+        return ioctl(fd, VFIO_DEVICE_GET_INFO, &info) >= 0 || errno != EINVAL;
+}
+
 static int add_file(QemuFiles *f, int *fd, const FdIdentity *identity)
 {
         QemuFile *items;
@@ -218,6 +228,8 @@ static int look_at_file(const QemuProcess *p, int number, const char *link, Qemu
                 return what ? luv_strv_extend(&f->unsupported, what) : -ENOMEM;
         }
         if (r == -EOPNOTSUPP || (r >= 0 && identity.kind == FD_KIND_MEMFD && identity.size == 0))
+                return 0;
+        if (r >= 0 && identity.kind == FD_KIND_VFIO && !is_bound(fd))
                 return 0;
         return r < 0 ? r : add_file(f, &fd, &identity);
 }
