@@ -72,7 +72,7 @@ sed 's/^/# /' /tmp/check
 luvfioctl machines | sed 's/^/# /'
 check "a dry run" luvfioctl update /boot/vmlinuz-b --dry-run
 for vm in disk net; do
-        check "$vm goes on" wait_for 5 goes_on $vm $(beats $vm)
+        check "$vm goes on" wait_for 20 goes_on $vm $(beats $vm)
 done
 uname -r >/var/log/before
 mark 1
