@@ -33,6 +33,17 @@ goes_on() {
 has_memory() {
         [ "$(machine_field $1 memoryBytes)" -gt 0 ]
 }
+# look NAME: what its QEMU is at.
+look() {
+        for i in 1 2; do
+                virsh qemu-monitor-command $1 --hmp 'info status'
+                virsh qemu-monitor-command $1 --hmp 'info registers -a' | grep -E 'CPU#|RIP|HLT'
+                grep vfio /proc/interrupts
+                sleep 3
+        done
+        tail -n 5 $logs/$1.log /var/log/libvirt/qemu/$1.log
+        dmesg | tail -n 20
+}
 leave() {
         for vm in disk net; do cp $logs/$vm.log /out/$vm.log; cp /var/log/libvirt/qemu/$vm.log /out/$vm.qemu; done
         journalctl -b --no-pager -o short-monotonic >/out/journal.$LUV_STAGE
@@ -96,6 +107,7 @@ done
 check "the update is over" wait_for 60 update_is idle
 for vm in disk net; do
         check "$vm goes on" wait_for 20 goes_on $vm $(beats $vm)
+        [ -z "$failed_now" ] || look $vm | sed 's/^/# /'
 done
 check "result: done" sh -c 'luvfioctl history --json=short | jq -e ".updates[0].result == \"done\""'
 virsh list --all | sed 's/^/# /'
