@@ -49,8 +49,14 @@ static int run(QemuMachineConfig *config)
 {
         _cleanup_(luv_qemu_machine_freep) QemuMachine *m = NULL;
         sd_event *event = NULL;
+        sigset_t signals;
         int r;
 
+        /* One that comes before the machine is there is heard when it is. */
+        sigemptyset(&signals);
+        sigaddset(&signals, SIGTERM);
+        sigaddset(&signals, SIGINT);
+        (void) sigprocmask(SIG_BLOCK, &signals, NULL);
         r = sd_event_new(&event);
         if (r < 0)
                 return luv_log_error(r, "No event loop");

@@ -89,11 +89,12 @@ static void document(const uint8_t *data, size_t size)
 
 static void text(const uint8_t *data, size_t size, bool interrupts)
 {
-        _cleanup_free_ char *s = strndup((const char *) data, size);
+        _cleanup_free_ char *s = calloc(1, size + 1);
         _cleanup_strv_ char **argv = NULL;
         VfioWired w;
 
         FUZZ_REQUIRE(s);
+        memcpy(s, data, size);
         if (interrupts) {
                 luv_vfio_wired_parse(s, "0000:01:00.0", &w);
                 FUZZ_REQUIRE(w.n <= VFIO_VECTORS_MAX && (w.n == 0) == (w.type < 0));

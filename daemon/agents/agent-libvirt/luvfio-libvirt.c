@@ -42,6 +42,7 @@ static int run_domain(const char *name)
         QemuMachineConfig config = { .backend = &luv_qemu_of_libvirt, .name = name, .runtime_dir = dir };
         _cleanup_(luv_qemu_machine_freep) QemuMachine *m = NULL;
         sd_event *event = NULL;
+        sigset_t signals;
         int r;
 
         if (!dir)
@@ -50,6 +51,10 @@ static int run_domain(const char *name)
                 return luv_log_error(negative_errno(), "The folder " LIBVIRT_RUNTIME_DIR " cannot be made");
         /* Monitors end by themselves. */
         (void) signal(SIGCHLD, SIG_IGN);
+        /* One that comes before the machine is there is heard when it is. */
+        sigemptyset(&signals);
+        sigaddset(&signals, SIGTERM);
+        (void) sigprocmask(SIG_BLOCK, &signals, NULL);
         r = sd_event_new(&event);
         if (r < 0)
                 return luv_log_error(r, "No event loop");
