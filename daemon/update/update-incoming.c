@@ -67,8 +67,9 @@ static int on_resume_deadline(sd_event_source *s, uint64_t usec, void *userdata)
                 /* It said that it runs; what is left is ours. */
                 if (um->step == STEP_WORKING)
                         continue;
-                reason = luv_strf("its VMM did not come back and resume within %" PRIu64 " seconds",
-                                  u->config.resume_deadline_usec / USEC_PER_SEC);
+                reason = luv_strf("its VMM did not come back and resume within %" PRIu64 " seconds%s%s",
+                                  u->config.resume_deadline_usec / USEC_PER_SEC,
+                                  um->unretrieved ? "; " : "", strempty(um->unretrieved));
                 um->late = true;
                 luv_update_strand(um, reason ? reason : "its VMM did not come back");
         }
@@ -498,6 +499,8 @@ static void on_retrieved(int error, int fd, void *userdata)
                                   error == -ETIME   ? "it took too long"
                                   : error == -EPIPE ? "the worker process died"
                                                     : strerror(-error));
+                free(um->unretrieved);
+                um->unretrieved = luv_strf("its file \"%s\": %s", q->name, strempty(reason));
                 retrieve_end(q, error, reason, NULL);
                 return;
         }

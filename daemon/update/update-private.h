@@ -65,6 +65,7 @@ struct UpdateMachine {
         unsigned finish_tries;
         sd_event_source *retry;
         UpdateRetrieve *retrieves;
+        char *unretrieved; /* the last file that the kernel did not give back, and why */
         /* Discard */
         UpdateDiscardDone discard_done;
         void *discard_userdata;

@@ -174,6 +174,7 @@ void luv_update_machine_forgotten(Update *u, Machine *m)
         luv_update_cancel_machine(um);
         luv_update_give_up_retrieves(um);
         luv_plugin_call_free(um->recover);
+        free(um->unretrieved);
         m->update = NULL;
         free(um);
 }

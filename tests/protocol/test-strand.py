@@ -245,6 +245,9 @@ def retrieve_failed():
                 continue
             equal(len(failed), 1, "fds that failed")
             equal(varlink_retrieve(d, failed[0]).error, MACHINE + "RetrieveFailed", "a second try: it is sticky")
+            d.wait_machines("stranded")
+            reason = d.machines()["vm1"]["reason"]
+            true(f'its file "{failed[0]}": the kernel does not give it back' in reason, f"the machine's reason: {reason}")
             return
     raise AssertionError("no Retrieve failed")
 
