@@ -13,14 +13,14 @@ PACKAGES = full.PACKAGES + [
     "libvirt-daemon-driver-secret", "libvirt-daemon-driver-storage", "libvirt-daemon-driver-interface",
     "libvirt-daemon-driver-nwfilter", "libvirt-daemon-lock", "libvirt-daemon-log", "libvirt-daemon-system",
     "libvirt-daemon", "libvirt-clients", "libvirt0", "libvirt-glib-1.0-0",
-    "apparmor", "socat",
+    "apparmor", "socat", "openssh-server", "openssh-client",
 ]
 
 # CPR with VFIO came with QEMU 10.1.
 BACKPORTS = {"trixie": "src:qemu:any src:seabios:any src:ipxe:any"}
 
 # Here, but not started: a test that wants libvirt says `systemctl start libvirtd.socket`.
-NOT_STARTED = ["libvirt*", "virt*", "apparmor.service", "logrotate.timer"]
+NOT_STARTED = ["libvirt*", "virt*", "ssh*", "apparmor.service", "logrotate.timer"]
 
 # For KVM inside, by the emulator's SVM.
 

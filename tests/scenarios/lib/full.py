@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """For scenarios in the full image with VMMs that misbehave: what is compiled for them, and the witness's trace."""
 
+import functools
 import os
 import re
 import shutil
@@ -33,6 +34,7 @@ WantedBy=luvfiod-drain.target sysinit.target
 """
 
 
+@functools.cache
 def overlay():
     """A tree with the VMM and its unit, beside what meson installs."""
     tree = Path(os.environ["LUV_RUN"]) / "rogue-tree"
