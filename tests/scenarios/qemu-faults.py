@@ -65,7 +65,7 @@ all_well() {
         done
 }
 leave() {
-        for vm in disk net; do cp $logs/$vm.log /out/$vm.log; done
+        cp $logs/*.log $logs/*.reset /out/
         journalctl -b -u 'luvfio-qemu@*' -u luvfiod --no-pager -o short-monotonic >/out/journal.$LUV_STAGE
 }
 trap leave EXIT

@@ -33,7 +33,7 @@ goes_on() {
         [ "$(beats $1)" -gt "$2" ]
 }
 leave() {
-        for vm in disk net; do cp $logs/$vm.log /out/$vm.log; done
+        cp $logs/*.log $logs/*.reset /out/
         journalctl -b -u 'luvfio-qemu@*' -u luvfiod --no-pager -o short-monotonic >/out/journal.$LUV_STAGE
 }
 trap leave EXIT

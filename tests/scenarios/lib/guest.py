@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "lib"))
 from luvtest import scenario, testguest  # noqa: E402 pylint: disable=wrong-import-position
 
 # In the host: kernel and initramfs of the guest, and what its consoles say.
-FOLDER = "/usr/lib/luvguest"
+# Not below /usr: what libvirt confines by AppArmor gets nothing from there.
+FOLDER = "/var/lib/luvguest"
 LOGS = "/var/log/luvguest"
 RUN = "/run/luvguest"
 
@@ -38,7 +39,9 @@ def words(name, *extra, devices=(), smp=1, memory=256, disk="", net="", append="
     and NET are what the guest is to use (nvme0n1, eth0). Logs and the QMP socket are named for the guest."""
     w = ["qemu-system-x86_64", "-name", name, "-nodefaults", "-no-user-config", "-display", "none", "-accel", "kvm",
              "-cpu", "host", "-smp", str(smp), "-m", f"{memory}M", "-machine", f"{machine},memory-backend=ram,aux-ram-share=on",
-             "-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on"]
+             "-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on",
+             # Where its vCPUs were, should the guest be reset.
+             "-d", "cpu_reset", "-D", f"{LOGS}/{name}.%d.reset"]
     if qmp:
         w += ["-qmp", f"unix:{RUN}/{name}.qmp,server=on,wait=off"]
     if serial:
@@ -76,7 +79,8 @@ DOMAIN = """<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qem
 <devices><emulator>/usr/bin/qemu-system-x86_64</emulator><controller type='usb' model='none'/><memballoon model='none'/>
 <serial type='pty'><log file='{logs}/{name}.log' append='on'/><target port='0'/></serial>
 {hostdev}{more}</devices>
-<qemu:commandline><qemu:arg value='-machine'/><qemu:arg value='aux-ram-share=on'/></qemu:commandline>
+<qemu:commandline><qemu:arg value='-machine'/><qemu:arg value='aux-ram-share=on'/>
+<qemu:arg value='-d'/><qemu:arg value='cpu_reset'/></qemu:commandline>
 </domain>"""
 HOSTDEV = """<hostdev mode='subsystem' type='pci' managed='no'><driver name='vfio' iommufd='yes'/>
 <source><address domain='0x$(echo {d} | cut -d: -f1)' bus='0x$(echo {d} | cut -d: -f2)'
@@ -104,7 +108,8 @@ def pairs(options):
 class Log:
     """What a guest said. TEXT is the whole log, of all QEMUs that the guest was in."""
 
-    def __init__(self, text):
+    def __init__(self, text, resets=()):
+        self.resets = resets    # where its vCPUs were at each
         self.starts = 0
         self.boot_ids = []
         self.uptimes = []
@@ -162,7 +167,7 @@ class Log:
         """It was never restarted, it lost no heartbeat, and never stood still for longer than GAP ms of its own time."""
         bad = []
         if self.starts != 1:
-            bad.append(f"it started {self.starts} times")
+            bad += [f"it started {self.starts} times", *self.resets]
         if len(set(self.boot_ids)) != 1:
             bad.append(f"boot ids: {self.boot_ids}")
         if any(b < a for a, b in zip(self.uptimes, self.uptimes[1:])):
@@ -235,5 +240,8 @@ class Log:
 
 def read(result, name):
     """The log that the host left in /out."""
-    path = result.out / "files" / f"{name}.log"
-    return Log(path.read_text(errors="replace") if path.exists() else "")
+    files = result.out / "files"
+    path = files / f"{name}.log"
+    resets = [f"{f.name}: {line}" for f in sorted(files.glob(f"{name}.*.reset")) for line in f.read_text().splitlines()
+              if re.match(r"CPU Reset|[ER](IP|SP)=|CR0=", line)]
+    return Log(path.read_text(errors="replace") if path.exists() else "", resets)

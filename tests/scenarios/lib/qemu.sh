@@ -52,6 +52,6 @@ guest_end() {
         qmp "$1" quit >/dev/null
         wait "$(cat "$run/$1.pid")"
         ended=$?
-        cp "$logs/$1.log" "$logs/$1.qemu" /out/
+        cp "$logs/$1".* /out/
         return $ended
 }
