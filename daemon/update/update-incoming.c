@@ -68,8 +68,8 @@ static int on_resume_deadline(sd_event_source *s, uint64_t usec, void *userdata)
                 if (um->step == STEP_WORKING)
                         continue;
                 reason = luv_strf("its VMM did not come back and resume within %" PRIu64 " seconds%s%s",
-                                  u->config.resume_deadline_usec / USEC_PER_SEC,
-                                  um->unretrieved ? "; " : "", strempty(um->unretrieved));
+                                  u->config.resume_deadline_usec / USEC_PER_SEC, um->unretrieved ? "; " : "",
+                                  strempty(um->unretrieved));
                 um->late = true;
                 luv_update_strand(um, reason ? reason : "its VMM did not come back");
         }
