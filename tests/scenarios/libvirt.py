@@ -18,18 +18,11 @@ UPDATES = 5 if scenario.FULL else 1
 # As in qemu.py.
 FRAMES = running.frames(period=0.5, burst=2)
 GAP = 20000
+# Frames to disk's other NIC, in each boot.
+VHOST = 20
+VHOST_NIC = "<interface type='ethernet'><target dev='tap0'/><model type='virtio'/><driver name='vhost'/></interface>"
 
-COMMON = r"""
-logs=/var/log/luvguest
-heard() {
-        grep -Eq "$2" $logs/$1.log
-}
-beats() {
-        grep '^HB ' $logs/$1.log | tail -n 1 | cut -d' ' -f2
-}
-goes_on() {
-        [ "$(beats $1)" -gt "$2" ]
-}
+COMMON = guest.SHELL + r"""
 has_memory() {
         [ "$(machine_field $1 memoryBytes)" -gt 0 ]
 }
@@ -57,10 +50,13 @@ resume_deadline 300
 luvfiod_up
 vfio-bind $(bdf nvme) $(bdf igb)
 mkdir -p $logs
-systemctl enable --quiet --now virtlogd.socket libvirtd.socket luvfio-libvirt.service
-""" + guest.domain("disk", device="$(bdf nvme)", smp=2, disk="nvme0n1") + guest.domain("net", device="$(bdf igb)", net="eth0") + r"""
+systemctl enable --quiet --now apparmor virtlogd.socket libvirtd.socket luvfio-libvirt.service
+""" + guest.domain("disk", device="$(bdf nvme)", smp=2, disk="nvme0n1", net="eth0", more=VHOST_NIC) + guest.domain("net", device="$(bdf igb)", net="eth0") + r"""
 for vm in disk net; do
         must "$vm starts" virsh start $vm
+done
+for vm in disk net; do
+        check "$vm is confined by AppArmor" sh -c "grep -q 'libvirt.*(enforce)' /proc/$(cat /run/libvirt/qemu/$vm.pid)/attr/current"
 done
 must "disk runs fio" wait_for 90 heard disk '^DISK nvme0n1'
 must "net hears frames" wait_for 90 heard net '^NET eth0 received=[1-9]'
@@ -85,6 +81,7 @@ check "a dry run" luvfioctl update /boot/vmlinuz-b --dry-run
 for vm in disk net; do
         check "$vm goes on" wait_for 20 goes_on $vm $(beats $vm)
 done
+check "frames to disk's other NIC" frames tap0 0 20
 uname -r >/var/log/before
 mark 1
 luvfioctl update /boot/vmlinuz-b --deadline=30
@@ -106,9 +103,14 @@ for vm in disk net; do
 done
 check "the update is over" wait_for 60 update_is idle
 for vm in disk net; do
+        check "$vm is confined by AppArmor" sh -c "grep -q 'libvirt.*(enforce)' /proc/$(cat /run/libvirt/qemu/$vm.pid)/attr/current"
+done
+check "AppArmor denied nothing" sh -c '! dmesg | grep "apparmor=.DENIED"'
+for vm in disk net; do
         check "$vm goes on" wait_for 20 goes_on $vm $(beats $vm)
         [ -z "$failed_now" ] || look $vm | sed 's/^/# /'
 done
+check "frames to disk's other NIC" frames tap0 $((20 * (LUV_BOOT - 1))) 20
 check "result: done" sh -c 'luvfioctl history --json=short | jq -e ".updates[0].result == \"done\""'
 virsh list --all | sed 's/^/# /'
 luvfioctl analyze | sed 's/^/# /'
@@ -128,16 +130,10 @@ explain
 journalctl -b -u libvirtd -u 'luvfio-libvirt*' --no-pager -o short-monotonic | tail -n 60 | sed 's/^/# /'
 """
 
-result = full.run("libvirt", "--image", "virt", "--device", "nvme", "--device", "igb", "-m", "3072", *guest.files(),
+result = full.run("libvirt", "--image", "virt", "--append", "lsm=apparmor", "--device", "nvme", "--device", "igb", "-m", "3072", *guest.files(),
                   "--outside", FRAMES, "--script-deadline", "400", scripts=[BEFORE] + [AGAIN] * (UPDATES - 1) + [AFTER])
 full.report(result, ["before", "after"] + [f"boot{i + 1}" for i in range(2, UPDATES + 1)])
-for name in ("disk", "net"):
-    log = guest.read(result, name)
-    print(f"# {name}: {log.summary()}")
-    use = log.disk("nvme0n1", after=10, latency=GAP) if name == "disk" else log.net("eth0", after=30, frames=100)
-    for what, bad in (("lives", log.life(beats=100, gap=GAP)), ("has nothing to complain about", log.said()),
-                      ("has had the use of its device all the time", use)):
-        scenario.ok(not bad, f"guest {name} {what}", "\n".join(bad[:20]))
+guest.judge(result, GAP, VHOST * (UPDATES + 1))
 resets = full.resets(full.between(result.trace(), 1, 2) or ["the marks are missing (resettable_"])
 scenario.ok(not resets, "no device was reset", "\n".join(resets[:20]))
 scenario.ok(not result.splats(), "the kernels complain of nothing", "\n".join(result.splats()[:20]))

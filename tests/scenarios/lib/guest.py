@@ -105,6 +105,36 @@ def pairs(options):
     return [(a, b) for a, b in result]
 
 
+# Shell text: what scenarios with guests have inside the host.
+SHELL = r"""
+logs=/var/log/luvguest
+# heard NAME PATTERN: it said so.
+heard() {
+        grep -Eq "$2" $logs/$1.log
+}
+# beats NAME: its last heartbeat.
+beats() {
+        grep '^HB ' $logs/$1.log | tail -n 1 | cut -d' ' -f2
+}
+# goes_on NAME BEATS: it has gone on since.
+goes_on() {
+        [ "$(beats $1)" -gt "$2" ]
+}
+# frames INTERFACE FIRST COUNT: sends frames as guests expect them, ten a second.
+frames() {
+        python3 - "$@" <<'END'
+import socket, sys, time
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind((sys.argv[1], 0))
+for n in range(int(sys.argv[2]), int(sys.argv[2]) + int(sys.argv[3])):
+    head = b"\xff" * 6 + b"\x02\0\0\0\0\1" + b"\x88\xb5" + b"%d\0" % n
+    s.send(head + bytes((n + k) & 0xff for k in range(len(head), 64)))
+    time.sleep(0.1)
+END
+}
+"""
+
+
 class Log:
     """What a guest said. TEXT is the whole log, of all QEMUs that the guest was in."""
 
@@ -236,6 +266,22 @@ class Log:
             f", {name} {self.iops(name):.0f} IO/s, longest {max(v['maxlat'] for _, v in seen)} ms"
             for name, seen in self.disks.items()) + "".join(
             f", {name} {seen[-1][1]['received']} frames, {seen[-1][1]['missing']} missing" for name, seen in self.nets.items())
+
+
+def judge(result, gap, vhost=0):
+    """The two guests that a scenario had: disk with an NVMe, net with an igb; time may stand still for GAP ms of their own. VHOST:
+    frames that were sent to disk's other NIC."""
+    for name in ("disk", "net"):
+        log = read(result, name)
+        print(f"# {name}: {log.summary()}")
+        use = log.disk("nvme0n1", after=10, latency=gap) if name == "disk" else log.net("eth0", after=30, frames=100)
+        for what, bad in (("lives", log.life(beats=100, gap=gap)), ("has nothing to complain about", log.said()),
+                          ("has had the use of its device all the time", use)):
+            scenario.ok(not bad, f"guest {name} {what}", "\n".join(bad[:20]))
+        if name == "disk" and vhost:
+            seen = log.nets["eth0"][-1][1] if log.nets["eth0"] else {}
+            scenario.ok(seen.get("received") == vhost and not seen["missing"] + seen["corrupted"],
+                        f"guest {name}: its other NIC, by vhost, works in the new kernel too", f"of {vhost} frames: {seen}")
 
 
 def read(result, name):
