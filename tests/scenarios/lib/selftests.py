@@ -35,8 +35,8 @@ def single(tests):
 
 
 def script(tests):
-    """Runs tests that need one boot only."""
-    return BEGIN + "igb=$(bdf igb)\nvfio-bind $igb $(bdf igb 2)\necho 16 >/proc/sys/vm/nr_hugepages\n" + single(tests)
+    """Runs tests that need one boot only. So many huge pages that not all of them are in KHO's scratch memory, where none can be pinned."""
+    return BEGIN + "igb=$(bdf igb)\nvfio-bind $igb $(bdf igb 2)\necho 512 >/proc/sys/vm/nr_hugepages\n" + single(tests)
 
 
 # KHO's scratch memory is twice what is reserved when it is made, a huge page of 1 GiB among it, in one piece: with less memory
