@@ -66,6 +66,11 @@ ssh root@10.0.0.1 luvfioctl inhibit sleep 5 &
 sleep 2
 refused "while somebody forbids updates" 1 'inhibit' /usr/lib/update-host root@10.0.0.1 /boot/vmlinuz-b
 wait
+ssh root@10.0.0.1 'mkdir -p /etc/rogue; echo silent-quiesce >/etc/rogue/vm1.orders'
+refused "a machine that holds it up: given up, with the report" 1 '^aborted: ' /usr/lib/update-host root@10.0.0.1 /boot/vmlinuz-b
+sed 's/^/# /' /tmp/said
+check "and the reason" sh -c "luvfioctl --socket $url history --json=short | jq -e '.updates[0].reason | test(\"vm1\")'"
+ssh root@10.0.0.1 'rm /etc/rogue/vm1.orders'
 LIMIT=300 /usr/lib/update-host root@10.0.0.1 /boot/vmlinuz-b >/tmp/update 2>&1
 rc=$?
 sed 's/^/# /' /tmp/update

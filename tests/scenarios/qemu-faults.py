@@ -30,18 +30,7 @@ fi
 exec qemu-system-x86_64 "$@"
 """
 
-COMMON = r"""
-logs=/var/log/luvguest
-heard() {
-        grep -Eq "$2" $logs/$1.log
-}
-# beats NAME: its last heartbeat
-beats() {
-        grep '^HB ' $logs/$1.log | tail -n 1 | cut -d' ' -f2
-}
-goes_on() {
-        [ "$(beats $1)" -gt "$2" ]
-}
+COMMON = guest.SHELL + r"""
 agent() {
         systemctl show -P MainPID luvfio-qemu@$1
 }

@@ -105,6 +105,11 @@ def pairs(options):
     return [(a, b) for a, b in result]
 
 
+# Frames to a guest's NIC in each boot of the host.
+FRAMES = 20
+# For a domain: such a NIC, by vhost.
+VHOST_NIC = "<interface type='ethernet'><target dev='tap0'/><model type='virtio'/><driver name='vhost'/></interface>"
+
 # Shell text: what scenarios with guests have inside the host.
 SHELL = r"""
 logs=/var/log/luvguest
@@ -120,9 +125,9 @@ beats() {
 goes_on() {
         [ "$(beats $1)" -gt "$2" ]
 }
-# frames INTERFACE FIRST COUNT: sends frames as guests expect them, ten a second.
+# frames INTERFACE: sends this boot's frames, as guests expect them, ten a second.
 frames() {
-        python3 - "$@" <<'END'
+        python3 - "$1" $(((LUV_BOOT - 1) * @FRAMES@)) @FRAMES@ <<'END'
 import socket, sys, time
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 s.bind((sys.argv[1], 0))
@@ -132,7 +137,7 @@ for n in range(int(sys.argv[2]), int(sys.argv[2]) + int(sys.argv[3])):
     time.sleep(0.1)
 END
 }
-"""
+""".replace("@FRAMES@", str(FRAMES))
 
 
 class Log:
@@ -268,20 +273,30 @@ class Log:
             f", {name} {seen[-1][1]['received']} frames, {seen[-1][1]['missing']} missing" for name, seen in self.nets.items())
 
 
-def judge(result, gap, vhost=0):
-    """The two guests that a scenario had: disk with an NVMe, net with an igb; time may stand still for GAP ms of their own. VHOST:
-    frames that were sent to disk's other NIC."""
+def judge(result, gap, boots):
+    """The two guests that a scenario had: disk with an NVMe and a NIC by vhost, net with an igb; time may stand still for GAP ms of
+    their own."""
     for name in ("disk", "net"):
         log = read(result, name)
         print(f"# {name}: {log.summary()}")
         use = log.disk("nvme0n1", after=10, latency=gap) if name == "disk" else log.net("eth0", after=30, frames=100)
-        for what, bad in (("lives", log.life(beats=100, gap=gap)), ("has nothing to complain about", log.said()),
-                          ("has had the use of its device all the time", use)):
-            scenario.ok(not bad, f"guest {name} {what}", "\n".join(bad[:20]))
-        if name == "disk" and vhost:
-            seen = log.nets["eth0"][-1][1] if log.nets["eth0"] else {}
-            scenario.ok(seen.get("received") == vhost and not seen["missing"] + seen["corrupted"],
-                        f"guest {name}: its other NIC, by vhost, works in the new kernel too", f"of {vhost} frames: {seen}")
+        report(f"guest {name}", log, gap, use)
+        if name == "disk":
+            vhost(f"guest {name}", log, boots)
+
+
+def report(who, log, gap, use):
+    """USE: what is wrong with the use of its device."""
+    for what, bad in (("lives", log.life(beats=100, gap=gap)), ("has nothing to complain about", log.said()),
+                      ("has had the use of its device all the time", use)):
+        scenario.ok(not bad, f"{who} {what}", "\n".join(bad[:20]))
+
+
+def vhost(who, log, boots):
+    """Each boot's frames have reached its NIC."""
+    seen = log.nets["eth0"][-1][1] if log.nets["eth0"] else {}
+    scenario.ok(seen.get("received") == boots * FRAMES and not seen["missing"] + seen["corrupted"],
+                f"{who}: its NIC by vhost works in each kernel", f"of {boots * FRAMES} frames: {seen}")
 
 
 def read(result, name):
