@@ -40,7 +40,7 @@ def words(name, *extra, devices=(), smp=1, memory=256, disk="", net="", append="
     w = ["qemu-system-x86_64", "-name", name, "-nodefaults", "-no-user-config", "-display", "none", "-accel", "kvm",
              "-cpu", "host", "-smp", str(smp), "-m", f"{memory}M", "-machine", f"{machine},memory-backend=ram,aux-ram-share=on",
              "-object", f"memory-backend-memfd,id=ram,size={memory}M,share=on",
-             # Where its vCPUs were, should the guest be reset.
+             # Whether a reset was a triple fault: tests/host/README.md.
              "-d", "cpu_reset", "-D", f"{LOGS}/{name}.%d.reset"]
     if qmp:
         w += ["-qmp", f"unix:{RUN}/{name}.qmp,server=on,wait=off"]
@@ -144,7 +144,7 @@ class Log:
     """What a guest said. TEXT is the whole log, of all QEMUs that the guest was in."""
 
     def __init__(self, text, resets=()):
-        self.resets = resets    # where its vCPUs were at each
+        self.resets = resets    # its vCPUs' registers at each
         self.starts = 0
         self.boot_ids = []
         self.uptimes = []
