@@ -193,8 +193,12 @@ WantedBy=luvfiod.service
 
 MACHINES_COMMON = FAIL_IN + """
 REPORTS=/var/log
-count() {
-        luvfioctl history --json=short | jq '.updates | length'
+last_update() {
+        luvfioctl status --json=short | jq -re 'select(.state == "idle") | .lastUpdate.updateId'
+}
+another_update() {
+        local id
+        id=$(last_update) && [ "$id" != "$1" ]
 }
 update() {
         luvfioctl update --deadline=300s --cmdline="$(next_cmdline)" /boot/vmlinuz-b
@@ -215,7 +219,7 @@ next() {
         echo $* >/etc/inject
         # Not because something has taken too long just now
         wait_for 300 luvfioctl check /boot/vmlinuz-b
-        count >/var/log/count
+        last_update >/var/log/last-update
         for vm in vm1 vm2; do : >/var/log/$vm.report; done
         sync
         update
@@ -252,7 +256,7 @@ attempt() {{
 
 # After a jump. How many machines are stranded is $stranded.
 MACHINES_AFTER_ONE = MACHINES_COMMON + """
-check "the update is over" wait_for 300 update_number $(($(cat /var/log/count) + 1))
+check "the update is over" wait_for 300 another_update $(cat /var/log/last-update)
 check "$(cat /etc/inject): it has failed" grep -qx 0 $fail/times
 echo >$fail/inject
 names=$(luvfioctl machines --json=short | jq -r '.machines[] | select(.state == "stranded") | .name')

@@ -61,6 +61,7 @@ url=ssh-unix:root@10.0.0.1:/run/luvfiod/org.luvfio.Host
 check "luvfiod is there" wait_for 60 varlinkctl call $url org.luvfio.Host.Describe '{}'
 check "its interface is documented" sh -c "varlinkctl introspect $url org.luvfio.Host | grep -q 'Replaces the kernel'"
 check "luvfioctl takes such an address" wait_for 60 sh -c "luvfioctl --socket $url machines | grep vm1"
+check "who follows a host that is idle can stop" sh -c "timeout 60 varlinkctl --more --timeout=5 call $url org.luvfio.Host.Monitor '{}'; [ \$? != 124 ]"
 refused "a kernel that is none" 1 'kernel' /usr/lib/update-host root@10.0.0.1 /etc/passwd
 ssh root@10.0.0.1 luvfioctl inhibit sleep 5 &
 sleep 2
