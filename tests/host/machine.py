@@ -9,10 +9,13 @@ import image
 # kind: (QEMU's device, properties, where it is put by default)
 KINDS = {
     "igb": ("igb", {}, "root-port"),
+    "e1000e": ("e1000e", {}, "root-port"),
     "nvme": ("nvme", {}, "root-port"),
     "virtio-rng": ("virtio-rng-pci", {"iommu_platform": "on", "disable-legacy": "on"}, "root-port"),
     "edu": ("edu", {}, "root"),
 }
+# On a UDP socket outside.
+NICS = ("igb", "e1000e")
 PLACES = ("root-port", "switch", "pxb", "root")
 
 # What tells whether a device was touched: writes to configuration space, resets, the IOMMU's switches, and a
@@ -102,6 +105,7 @@ def command(args, out, kernel, initrd, disks, cmdline, environment):
     bus = Bus()
     backends = []
     count = {}
+    nics = 0
 
     for n, (disk_id, path, form) in enumerate(disks):
         backends += ["-drive", f"if=none,id={disk_id},file={path},format={form},cache=unsafe,discard=unmap"]
@@ -111,14 +115,15 @@ def command(args, out, kernel, initrd, disks, cmdline, environment):
         kind, driver, properties, where = parse_device(text)
         n = count[kind] = count.get(kind, -1) + 1
         name = f"{kind}{n}"
-        if kind == "igb" and "netdev" not in properties:
+        if kind in NICS and "netdev" not in properties:
             port, peer = free_udp_ports()
             backends += ["-netdev", f"dgram,id=net-{name},local.type=inet,local.host=127.0.0.1,local.port={port},"
                          f"remote.type=inet,remote.host=127.0.0.1,remote.port={peer}"]
             properties["netdev"] = f"net-{name}"
-            properties.setdefault("mac", f"52:54:00:6c:75:{n:02x}")
-            environment[f"LUV_NET{n}_PORT"] = str(port)
-            environment[f"LUV_NET{n}_PEER"] = str(peer)
+            properties.setdefault("mac", f"52:54:00:6c:75:{nics:02x}")
+            environment[f"LUV_NET{nics}_PORT"] = str(port)
+            environment[f"LUV_NET{nics}_PEER"] = str(peer)
+            nics += 1
         if kind == "nvme" and "drive" not in properties:
             path = out / f"{name}.raw"
             with open(path, "wb") as f:

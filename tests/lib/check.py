@@ -22,7 +22,7 @@ from luvtest.paths import CACHE, CHECKOUT, TESTS  # noqa: E402
 
 WORK = project.WORK
 # Files that cannot carry a licence line, or are another's text.
-NO_SPDX = ["LICENSES/*", "*.svg", "*.json", "kernel/series", "kernel/patches/*", "*/corpus/*", "*.bin", ".mailmap"]
+NO_SPDX = ["LICENSES/*", "*.svg", "*.json", "kernel/series", "kernel/*.patch", "*/corpus/*", "*.bin", ".mailmap"]
 
 
 class Results:
