@@ -156,7 +156,7 @@ def command(args, out, kernel, initrd, disks, cmdline, environment):
         "-qmp", "unix:control.sock,server=on,wait=off", "-qmp", "unix:qmp.sock,server=on,wait=off",
         "-chardev", "socket,id=hmp,path=hmp.sock,server=on,wait=off", "-mon", "chardev=hmp,mode=readline",
         "-qtest", "unix:qtest.sock,server=on,wait=off", "-qtest-log", "none",
-        "-trace", f"events={events}", "-D", "trace.log", "-msg", "timestamp=on",
+        "-trace", f"events={events}", "-d", "cpu_reset", "-D", "trace.log", "-msg", "timestamp=on",
         *backends, *bus.arguments,
     ]
     if not args.reboot_ok:

@@ -17,6 +17,17 @@ luvfiod_enable() {
         systemctl start luvfio-plugin-host@vfio-pci.socket luvfiod.service
 }
 
+# resume_deadline SECONDS: how long luvfiod waits for its machines after the jump.
+resume_deadline() {
+        mkdir -p /etc/systemd/system/luvfiod.service.d
+        cat >/etc/systemd/system/luvfiod.service.d/deadline.conf <<END
+[Service]
+ExecStart=
+ExecStart=$(systemctl cat luvfiod | sed -n 's/^ExecStart=//p' | tail -n 1) --resume-deadline=$1
+END
+        systemctl daemon-reload
+}
+
 # vmm_define NAME ARGUMENTS...: makes luvfio-example-vmm@NAME.service, started in this boot and in later ones.
 vmm_define() {
         vmm=$1

@@ -44,7 +44,7 @@ sed 's/^/# /' /tmp/check
 luvfioctl machines | sed 's/^/# /'
 check "a dry run" luvfioctl update /boot/vmlinuz-b --dry-run
 for vm in disk net; do
-        check "$vm goes on" wait_for 20 goes_on $vm $(beats $vm)
+        check "$vm goes on" wait_for 60 goes_on $vm $(beats $vm)
 done
 check "frames to disk's other NIC" frames tap0
 uname -r >/var/log/before
@@ -57,13 +57,13 @@ explain
 AFTER = COMMON + r"""
 check "another kernel runs" sh -c '[ $(uname -r) != $(cat /var/log/before) ]'
 for vm in disk net; do
-        check "$vm runs" wait_for 90 machine_is $vm running
+        check "$vm runs" wait_for 300 machine_is $vm running
         check "$vm: jumps" test "$(machine_field $vm generation)" -eq $((LUV_BOOT - 1))
         check "$vm: its unit is active" systemctl is-active luvfio-qemu@$vm
 done
-check "the update is over" wait_for 60 update_is idle
+check "the update is over" wait_for 300 update_is idle
 for vm in disk net; do
-        check "$vm goes on" wait_for 20 goes_on $vm $(beats $vm)
+        check "$vm goes on" wait_for 60 goes_on $vm $(beats $vm)
 done
 ip link set tap0 up
 check "frames to disk's other NIC" frames tap0

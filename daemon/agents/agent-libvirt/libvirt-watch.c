@@ -4,6 +4,7 @@
 #include <libvirt-glib/libvirt-glib.h>
 #include <libvirt-gobject/libvirt-gobject.h>
 #include <libvirt/libvirt.h>
+#include <libvirt/virterror.h>
 #include <systemd/sd-daemon.h>
 
 #include "agents/agent-libvirt/libvirt-private.h"
@@ -18,6 +19,7 @@
 typedef struct Watch {
         GMainLoop *loop;
         GVirConnection *connection;
+        virConnectPtr handle; /* the same, for events that libvirt-glib does not have */
         int status;
 } Watch;
 
@@ -91,6 +93,25 @@ static void on_stopped(GVirDomain *domain, gpointer userdata)
                 systemctl("disable", gvir_domain_get_name(domain));
 }
 
+/* Said to take part while it runs, or not to any more. */
+static void on_metadata(virConnectPtr handle, virDomainPtr changed, int type, const char *uri,
+                        void *userdata)
+{
+        Watch *w = userdata;
+        GVirDomain *domain;
+
+        if (type != VIR_DOMAIN_METADATA_ELEMENT || g_strcmp0(uri, LIBVIRT_METADATA_URI))
+                return;
+        domain = gvir_connection_find_domain_by_name(w->connection, virDomainGetName(changed));
+        if (!domain)
+                return;
+        if (takes_part(domain))
+                look_at(domain);
+        else
+                on_stopped(domain, NULL);
+        g_object_unref(domain);
+}
+
 static void watch(GVirDomain *domain)
 {
         (void) g_signal_connect(domain, "started", G_CALLBACK(on_started), NULL);
@@ -134,6 +155,13 @@ static int open_connection(Watch *w)
         }
         (void) g_signal_connect(w->connection, "domain-added", G_CALLBACK(on_added), w);
         (void) g_signal_connect(w->connection, "connection-closed", G_CALLBACK(on_closed), w);
+        g_object_get(w->connection, "handle", &w->handle, NULL);
+        if (virConnectDomainEventRegisterAny(w->handle, NULL, VIR_DOMAIN_EVENT_ID_METADATA_CHANGE,
+                                             VIR_DOMAIN_EVENT_CALLBACK(on_metadata), w, NULL) < 0) {
+                luv_log(LOG_ERR, "libvirt does not tell of changes of metadata: %s",
+                        virGetLastErrorMessage());
+                return -EIO;
+        }
         domains = gvir_connection_get_domains(w->connection);
         for (GList *l = domains; l; l = l->next)
                 watch(l->data);
@@ -156,6 +184,8 @@ int luv_libvirt_watch_run(void)
                 (void) sd_notify(0, "READY=1");
                 g_main_loop_run(w.loop);
         }
+        if (w.handle)
+                virConnectClose(w.handle);
         g_object_unref(w.connection);
         g_main_loop_unref(w.loop);
         return w.status;

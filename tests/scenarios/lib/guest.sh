@@ -56,17 +56,6 @@ must() {
         exit 1
 }
 
-# resume_deadline SECONDS: how long luvfiod waits for its machines after the jump.
-resume_deadline() {
-        mkdir -p /etc/systemd/system/luvfiod.service.d
-        cat >/etc/systemd/system/luvfiod.service.d/deadline.conf <<END
-[Service]
-ExecStart=
-ExecStart=$(systemctl cat luvfiod | sed -n 's/^ExecStart=//p' | tail -n 1) --resume-deadline=$1
-END
-        systemctl daemon-reload
-}
-
 # luvfiod in this boot and in later ones; it answers.
 luvfiod_up() {
         luvfiod_enable
