@@ -117,9 +117,9 @@ logs=/var/log/luvguest
 heard() {
         grep -Eq "$2" $logs/$1.log
 }
-# beats NAME: its last heartbeat.
+# beats NAME: its last heartbeat but one: the last line may not be whole.
 beats() {
-        grep '^HB ' $logs/$1.log | tail -n 1 | cut -d' ' -f2
+        grep '^HB ' $logs/$1.log | tail -n 2 | head -n 1 | cut -d' ' -f2
 }
 # goes_on NAME BEATS: it has gone on since.
 goes_on() {
