@@ -40,6 +40,9 @@ another() {
 libvirtd() {
         systemctl show -P MainPID libvirtd
 }
+metadata() {
+        virsh metadata disk --uri https://luvfio.org/xmlns/libvirt/domain/1.0 --key luvfio "$@" --config --live
+}
 is_well() {
         machine_is disk running && [ "$(machine_field disk attached)" = true ] && [ "$(virsh domstate disk)" = running ]
 }
@@ -85,8 +88,12 @@ systemctl enable --quiet --now virtlogd.socket libvirtd.socket luvfio-libvirt.se
 """ + guest.domain("disk", device="$(bdf nvme)", disk="nvme0n1").replace("/usr/bin/qemu-system-x86_64", "/usr/lib/wrapped/qemu") + r"""
 must "disk starts" virsh start disk
 must "disk runs fio" wait_for 200 heard disk '^DISK nvme0n1'
-must "it is to take part" virsh metadata disk --uri https://luvfio.org/xmlns/libvirt/domain/1.0 --key luvfio --set '<live-update/>' --config --live
+must "it is to take part" metadata --set '<live-update/>'
 must "luvfiod knows it" wait_for 120 is_well
+check "it is not to take part any more" metadata --remove
+check "luvfiod does not know it any more" wait_for 60 sh -c '! luvfioctl machines | grep -q disk'
+must "it is to, after all" metadata --set '<live-update/>'
+must "luvfiod knows it again" wait_for 120 is_well
 must "a machine that can hold an update up" vmm slow
 well start
 virsh dumpxml --inactive disk >/var/log/disk.xml

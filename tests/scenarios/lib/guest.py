@@ -285,9 +285,9 @@ def judge(result, gap, boots):
             vhost(f"guest {name}", log, boots)
 
 
-def report(who, log, gap, use, period=100):
-    """USE: what is wrong with the use of its device. PERIOD: of its heart, ms."""
-    for what, bad in (("lives", log.life(period, gap, beats=100)), ("has nothing to complain about", log.said()),
+def report(who, log, gap, use):
+    """USE: what is wrong with the use of its device."""
+    for what, bad in (("lives", log.life(beats=100, gap=gap)), ("has nothing to complain about", log.said()),
                       ("has had the use of its device all the time", use)):
         scenario.ok(not bad, f"{who} {what}", "\n".join(bad[:20]))
 
