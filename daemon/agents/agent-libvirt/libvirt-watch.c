@@ -156,8 +156,10 @@ static int open_connection(Watch *w)
         (void) g_signal_connect(w->connection, "domain-added", G_CALLBACK(on_added), w);
         (void) g_signal_connect(w->connection, "connection-closed", G_CALLBACK(on_closed), w);
         g_object_get(w->connection, "handle", &w->handle, NULL);
+        /* by way of void (*)(void), which compilers take for what it is: any function at all */
         if (virConnectDomainEventRegisterAny(w->handle, NULL, VIR_DOMAIN_EVENT_ID_METADATA_CHANGE,
-                                             VIR_DOMAIN_EVENT_CALLBACK(on_metadata), w, NULL) < 0) {
+                                             VIR_DOMAIN_EVENT_CALLBACK((void (*)(void)) on_metadata), w,
+                                             NULL) < 0) {
                 luv_log(LOG_ERR, "libvirt does not tell of changes of metadata: %s",
                         virGetLastErrorMessage());
                 return -EIO;
