@@ -137,7 +137,7 @@ def command(args, out, kernel, initrd, disks, cmdline, environment):
     # Its config space carries the marks that scripts set in the trace.
     bus.device("pci-testdev,id=marker,bus=pcie.0,addr=0x1e")
 
-    machine = f"q35,accel={args.accel}"
+    machine = "q35"
     iommu = []
     if not args.no_iommu:
         machine += ",kernel-irqchip=split"
@@ -148,7 +148,7 @@ def command(args, out, kernel, initrd, disks, cmdline, environment):
 
     result = [
         "qemu-system-x86_64", "-name", "luvhost", "-nodefaults", "-no-user-config", "-display", "none",
-        "-machine", machine, "-cpu", args.cpu, "-smp", str(args.smp), "-m", str(args.memory),
+        "-machine", machine, "-accel", args.accel, "-cpu", args.cpu, "-smp", str(args.smp), "-m", str(args.memory),
         *iommu, "-kernel", str(kernel), "-append", cmdline,
         *(["-initrd", str(initrd)] if initrd else []),
         "-chardev", "file,id=console,path=serial.log", "-device", "isa-serial,chardev=console,index=0",

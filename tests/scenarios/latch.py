@@ -6,6 +6,7 @@
 
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "lib"))
@@ -34,6 +35,8 @@ EVENTS = 9
 MANY = [(8, 14)] + ([(1, 1000)] if scenario.FULL else [])
 # In one run of the test host
 BATCH = 100
+# At once
+HOSTS = 3
 
 # Device, interrupts, what stage 2 is told.
 DEVICES = [
@@ -74,8 +77,8 @@ def after(devices):
     return COMMON + "mark 2\n" + "".join(f"IRQS={irqs} {then} $t -s 2 $(bdf {d})\n" for d, irqs, then in devices)
 
 
-def outside(count):
-    path = running.OUT / f"frame-{count}.py"
+def outside(label, count):
+    path = running.OUT / f"{label}.py"
     path.write_text(FRAME.replace("COUNT", str(count)))
     path.chmod(0o755)
     return path
@@ -83,7 +86,7 @@ def outside(count):
 
 def host(label, devices, *scripts, **kernels):
     return running.host(label, *[x for d, _, _ in devices for x in ("--device", d.split()[0])], "--trace", "pci_cfg_write",
-                        "--outside", outside(len(devices)), *["sh:" + s for s in scripts], **kernels)
+                        "--outside", outside(label, len(devices)), *["sh:" + s for s in scripts], **kernels)
 
 
 def case(label, **kernels):
@@ -108,11 +111,17 @@ def many(count, all_jumps):
     bind = "vfio-bind " + " ".join(f"$(bdf {d})" for d, _, _ in igbs) + "\n"
     leave = start(igbs, end=" &") + "wait\n" + latch + jump
     deliver = start(igbs, stage=2, env="FRAMES=1", end=" &") + "wait\n"
-    for n in range(0, all_jumps, BATCH):
-        jumps = min(BATCH, all_jumps - n)
+    batches = [min(BATCH, all_jumps - n) for n in range(0, all_jumps, BATCH)]
+
+    def run(n, jumps):
         scripts = [COMMON + bind + leave.format("b"), *[COMMON + deliver + leave.format("ab"[k % 2]) for k in range(jumps - 1)],
                    COMMON + deliver]
-        r = host(f"many-{count}-{n}", igbs, *scripts)
+        return host(f"many-{count}-{n}", igbs, *scripts)
+
+    # They mostly wait.
+    with ThreadPoolExecutor(HOSTS) as pool:
+        results = list(pool.map(run, range(len(batches)), batches))
+    for jumps, r in zip(batches, results):
         scenario.ok(r.ok, f"{jumps} jumps with {count} devices", r.why())
         scenario.ok(not r.splats(), f"{count} devices: the kernels complain of nothing", "\n".join(r.splats()[:20]))
         text = "".join(r.output(s["output"].removesuffix(".out")) for s in r.json["scripts"])

@@ -154,7 +154,7 @@ sleep 35
 mark 4
 """
 
-result = full.run("libvirt-faults", "--image", "virt", "--device", "nvme", "-m", "3072", *guest.files(),
+result = full.run("libvirt-faults", "--image", "virt", "--device", "nvme", "-m", "3072", *guest.host(),
                   "--script-deadline", "1200", scripts=[BEFORE, AFTER])
 full.report(result, ["before", "after"])
 log = guest.read(result, "disk")

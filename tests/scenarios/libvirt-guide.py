@@ -80,7 +80,7 @@ sleep 35
 cp /var/log/luvguest/web1.log /out/
 """
 
-result = full.run("guide", "--image", "virt", "--append", "lsm=apparmor", "--device", "nvme", "-m", "2048", *guest.files(),
+result = full.run("guide", "--image", "virt", "--append", "lsm=apparmor", "--device", "nvme", "-m", "2048", *guest.host(),
                   "--script-deadline", "600", scripts=[BEFORE, AFTER])
 full.report(result, ["before", "after"])
 log = guest.read(result, "web1")

@@ -65,7 +65,7 @@ sleep 35
 cp $logs/one.log /out/
 """
 
-result = full.run("trixie", "--image", "virt", "--suite", "trixie", "--append", "lsm=apparmor", "-m", "2048", *guest.files(),
+result = full.run("trixie", "--image", "virt", "--suite", "trixie", "--append", "lsm=apparmor", "-m", "2048", *guest.host(),
                   "--script-deadline", "600", scripts=[BEFORE, AFTER])
 full.report(result, ["before", "after"])
 log = guest.read(result, "one")

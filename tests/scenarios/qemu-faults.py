@@ -152,7 +152,7 @@ sleep 35
 mark 4
 """
 
-result = full.run("qemu-faults", "--image", "virt", "--device", "nvme", "--device", "igb", "-m", "3072", *guest.files(),
+result = full.run("qemu-faults", "--image", "virt", "--device", "nvme", "--device", "igb", "-m", "3072", *guest.host(),
                   "--outside", FRAMES, "--script-deadline", "600", scripts=[BEFORE, AFTER])
 full.report(result, ["before", "after"])
 for name in ("disk", "net"):

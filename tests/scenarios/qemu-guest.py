@@ -37,7 +37,7 @@ done
 dmesg | grep -iE 'vfio|nvme|igb' | tail -n 20
 """
 
-r = scenario.host("host", "--quiet", "--image", "virt", "--device", "nvme", "--device", "igb", *guest.files(),
+r = scenario.host("host", "--quiet", "--image", "virt", "--device", "nvme", "--device", "igb", *guest.host(),
                   "--outside", running.frames(period=0.1, burst=2), "sh:" + SCRIPT)
 for line in r.output().splitlines():
     print(f"# {line}")
