@@ -178,8 +178,7 @@ static int find_named(QemuMachine *m, char **ret, char **ret_reason)
         return r < 0 ? r : *ret ? 1 : -ENOMEM;
 }
 
-/* Until it does not change any more. */
-static int settled_status(QemuMachine *m, uint64_t deadline, char **ret, char **ret_reason)
+int luv_qemu_settled_status(QemuMachine *m, uint64_t deadline, char **ret, char **ret_reason)
 {
         for (;;) {
                 _cleanup_free_ char *status = NULL;
@@ -279,14 +278,22 @@ static int take_up(QemuMachine *m, char **ret_reason)
         if (stopped)
                 (void) luv_qemu_process_signal(&m->process, SIGCONT);
         r = luv_qemu_monitor(path, deadline, &m->qmp, ret_reason);
+        if (r >= 0 && m->channel_fd >= 0)
+                r = luv_qemu_take_stream(m, deadline, ret_reason);
         if (r >= 0)
-                r = settled_status(m, deadline, &status, ret_reason);
+                r = luv_qemu_settled_status(m, deadline, &status, ret_reason);
         if (r < 0 && luv_qemu_process_is_ending(&m->process)) {
                 luv_qemu_release(m);
                 return captured && has_run(note) ? is_lost(m, ret_reason) : 0;
         }
         if (r < 0)
                 return r;
+        if (streq(status, "postmigrate") && m->channel_fd >= 0) {
+                r = luv_free_and_strdup(&m->monitor, path);
+                if (r >= 0)
+                        r = luv_qemu_end_capture(m, deadline, ret_reason);
+                return r < 0 ? r : end_it(m);
+        }
         if (streq(status, "postmigrate") && !captured) {
                 r = continue_it(m, deadline, ret_reason);
                 if (r < 0)
@@ -363,11 +370,38 @@ const QemuBackend luv_qemu_own = {
         .go_on = go_on,
 };
 
-/* What an earlier run of this program has captured and could not give back. 1: it is here. */
+/* Whether it is one of those in the service manager's store that are not QEMU's. Takes FD if it is. */
+static bool take_own(QemuMachine *m, const char *name, int fd)
+{
+        const struct {
+                const char *name;
+                int *fd;
+        } own[] = {
+                { QEMU_DOCUMENT, &m->document_fd }, { QEMU_STREAM, &m->stream_fd },
+                { QEMU_BEGUN, &m->begun_fd },       { QEMU_CHANNEL, &m->channel_fd },
+                { QEMU_PIPE_OUT, &m->pipe_fds[0] }, { QEMU_PIPE_IN, &m->pipe_fds[1] },
+        };
+
+        for (size_t i = 0; i < ELEMENTSOF(own); i++)
+                if (streq(own[i].name, name)) {
+                        safe_close(*own[i].fd);
+                        *own[i].fd = fd;
+                        return true;
+                }
+        return false;
+}
+
+static void forget_stored(QemuMachine *m)
+{
+        luv_qemu_unstore(m);
+        luv_qemu_drop_capture(m);
+        luv_qemu_drop_held(m);
+}
+
+/* What an earlier run of this program has captured and could not give back, or had begun to capture. */
 static int take_stored(QemuMachine *m)
 {
         _cleanup_strv_ char **names = NULL;
-        bool document = false;
         int n, r = 0;
 
         n = sd_listen_fds_with_names(1, &names);
@@ -375,12 +409,9 @@ static int take_stored(QemuMachine *m)
                 int fd = SD_LISTEN_FDS_START + i;
                 FdIdentity identity;
 
-                if (streq(names[i], QEMU_DOCUMENT) && m->document_fd < 0) {
-                        m->document_fd = fd;
-                        document = true;
-                } else if (streq(names[i], QEMU_STREAM) && m->stream_fd < 0)
-                        m->stream_fd = fd;
-                else if (luv_fd_identify(fd, false, &identity, NULL) >= 0)
+                if (take_own(m, names[i], fd))
+                        continue;
+                if (luv_fd_identify(fd, false, &identity, NULL) >= 0)
                         r = luv_qemu_hold(m, names[i], identity.kind, &fd);
                 else
                         safe_close(fd);
@@ -388,34 +419,37 @@ static int take_stored(QemuMachine *m)
         if (r < 0)
                 return r;
         /* The document was stored last. */
-        if (!document || m->stream_fd < 0) {
-                if (n > 0)
-                        luv_qemu_unstore(m);
-                luv_qemu_drop_capture(m);
-                luv_qemu_drop_held(m);
-                return 0;
+        if (m->document_fd >= 0 && m->stream_fd >= 0) {
+                m->channel_fd = safe_close(m->channel_fd);
+                return luv_qemu_document_read(m->document_fd, &m->document, NULL);
         }
-        r = luv_qemu_document_read(m->document_fd, &m->document, NULL);
-        return r < 0 ? r : 1;
+        /* QEMU did nothing yet if it was not connected. */
+        if (n > 0 && (m->begun_fd < 0 || m->channel_fd < 0 || m->stream_fd < 0 || m->pipe_fds[0] < 0 ||
+                      m->pipe_fds[1] < 0))
+                forget_stored(m);
+        return 0;
 }
 
 int luv_qemu_begin(QemuMachine *m, char **ret_reason)
 {
-        int stored, r;
+        int r;
 
-        stored = take_stored(m);
-        if (stored < 0)
-                return stored;
+        r = take_stored(m);
+        if (r < 0)
+                return r;
         r = m->config.backend->take_up(m, ret_reason);
         if (r != 0)
                 return MIN(r, 0);
         /* It is to be put together again: `resume` follows. */
         if (luv_qemu_comes_in(m))
                 return 0;
-        if (stored > 0) {
+        if (m->document) {
                 m->state = QEMU_CAPTURED;
                 /* Or `abort` follows: luvfiod alone knows whether it jumps. */
                 return waits_for_word(m) ? 0 : luv_qemu_go_on(m, luv_now_usec() + REPLAY_USEC, ret_reason);
         }
+        /* What had begun is of no use without its QEMU. */
+        if (m->channel_fd >= 0)
+                forget_stored(m);
         return m->config.backend->start(m, ret_reason);
 }

@@ -18,7 +18,7 @@
 #include "util/string-util.h"
 #include "util/time-util.h"
 
-#define STREAM_SIZE_MAX (UINT64_C(1) << 32)
+#define SPLICE_SIZE ((size_t) 1 << 20)
 
 /* prepare */
 
@@ -281,54 +281,90 @@ int luv_qemu_let_go(QemuMachine *m, char **ret_reason)
 
 /* quiesce */
 
-/* Whoever is late gets no more of it than is there already; with *RET_LATE. */
-static int receive_stream(int fd, uint64_t deadline, uint64_t *ret_size, bool *ret_late)
+/* For the next run of this program, if this one is killed: the service manager keeps them. */
+static void store(const char *name, int fd)
 {
-        _cleanup_close_ int memfd = memfd_create("luvfio-qemu-stream", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
-        _cleanup_free_ uint8_t *buffer = malloc(1 << 20);
-        uint64_t size = 0;
+        _cleanup_free_ char *text = luv_strf("FDSTORE=1\nFDNAME=%s\nFDPOLL=0", name);
 
-        if (memfd < 0)
-                return negative_errno();
-        if (!buffer)
-                return -ENOMEM;
+        if (text)
+                (void) sd_pid_notify_with_fds(0, 0, text, &fd, 1);
+}
+
+static void unstore(const char *name)
+{
+        _cleanup_free_ char *text = luv_strf("FDSTOREREMOVE=1\nFDNAME=%s", name);
+
+        if (text)
+                (void) sd_notify(0, text);
+}
+
+static void unstore_begun(void)
+{
+        unstore(QEMU_BEGUN);
+        unstore(QEMU_CHANNEL);
+        unstore(QEMU_PIPE_IN);
+        unstore(QEMU_PIPE_OUT);
+}
+
+void luv_qemu_unstore(const QemuMachine *m)
+{
+        unstore(QEMU_DOCUMENT);
+        unstore_begun();
+        unstore(QEMU_STREAM);
+        for (size_t i = 0; i < m->n_held; i++)
+                unstore(m->held[i].name);
+}
+
+/* What is in the pipe goes to the end of the stream. */
+static int drain_pipe(QemuMachine *m)
+{
+        ssize_t n;
+
+        do
+                n = splice(m->pipe_fds[0], NULL, m->stream_fd, NULL, SPLICE_SIZE, SPLICE_F_NONBLOCK);
+        while (n > 0 || (n < 0 && errno == EINTR));
+        return n < 0 && errno != EAGAIN ? negative_errno() : 0;
+}
+
+/*
+ * Until QEMU ends it; whoever is late gets no more of it than is there already. Nothing of it is ever in
+ * this process, which may be killed: another run of this program goes on where it stands.
+ */
+static int receive_stream(QemuMachine *m, uint64_t deadline, bool *ret_late)
+{
         for (;;) {
-                struct pollfd p = { .fd = fd, .events = POLLIN };
+                struct pollfd p = { .fd = m->channel_fd, .events = POLLIN };
                 uint64_t left = luv_usec_left(deadline);
+                struct stat st;
                 ssize_t n;
                 int r;
 
-                n = recv(fd, buffer, 1 << 20, MSG_DONTWAIT);
-                if (n == 0) {
-                        *ret_size = size;
-                        return TAKE_FD(memfd);
-                }
-                if (n < 0 && errno != EAGAIN && errno != EINTR)
-                        return negative_errno();
-                if (n < 0 && left == 0) {
-                        *ret_late = true;
-                        if (shutdown(fd, SHUT_RD) < 0)
-                                return negative_errno();
-                        continue;
-                }
-                if (n < 0) {
-                        if (poll(&p, 1, (int) MIN(left / USEC_PER_MSEC + 1, (uint64_t) INT32_MAX)) < 0 &&
-                            errno != EINTR)
-                                return negative_errno();
-                        continue;
-                }
-                size += (uint64_t) n;
-                if (size > STREAM_SIZE_MAX)
-                        return -EFBIG;
-                r = luv_write_all(memfd, buffer, (size_t) n);
+                r = drain_pipe(m);
                 if (r < 0)
                         return r;
+                if (fstat(m->stream_fd, &st) < 0)
+                        return negative_errno();
+                if ((uint64_t) st.st_size > STREAM_SIZE_MAX)
+                        return -EFBIG;
+                n = splice(m->channel_fd, NULL, m->pipe_fds[1], NULL, SPLICE_SIZE, SPLICE_F_NONBLOCK);
+                if (n == 0)
+                        return 0;
+                if (n > 0 || errno == EINTR)
+                        continue;
+                if (errno != EAGAIN)
+                        return negative_errno();
+                if (left == 0) {
+                        *ret_late = true;
+                        if (shutdown(m->channel_fd, SHUT_RD) < 0)
+                                return negative_errno();
+                } else if (poll(&p, 1, (int) MIN(left / USEC_PER_MSEC + 1, (uint64_t) INT32_MAX)) < 0 &&
+                           errno != EINTR)
+                        return negative_errno();
         }
 }
 
 static int receive_stream_from(QemuMachine *m, uint64_t deadline, bool *ret_late)
 {
-        _cleanup_close_ int fd = -EBADF;
         int r;
 
         while ((r = wait_connection(m, m->main_fd, deadline)) == 0) {
@@ -338,8 +374,11 @@ static int receive_stream_from(QemuMachine *m, uint64_t deadline, bool *ret_late
         }
         if (r < 0)
                 return r;
-        fd = accept_one(m->main_fd);
-        return fd < 0 ? fd : receive_stream(fd, deadline, &m->document->stream_size, ret_late);
+        m->channel_fd = accept_one(m->main_fd);
+        if (m->channel_fd < 0)
+                return m->channel_fd;
+        store(QEMU_CHANNEL, m->channel_fd);
+        return receive_stream(m, deadline, ret_late);
 }
 
 /*
@@ -356,9 +395,8 @@ static int receive_state(QemuMachine *m, uint64_t deadline, char **ret_reason)
         m->cpr_fd = safe_close(m->cpr_fd);
         r = receive_stream_from(m, deadline, &late);
         m->main_fd = safe_close(m->main_fd);
-        m->stream_fd = r < 0 ? -EBADF : r;
         end = migration_end(m, luv_now_usec() + CALL_USEC, &why);
-        if (m->stream_fd >= 0 && end > 0)
+        if (r >= 0 && end > 0)
                 return 0;
         r = late ? -ETIMEDOUT : r;
         if (end == 0) {
@@ -376,16 +414,16 @@ static uint64_t eventfd_count(int fd)
         return eventfd_read(fd, &n) < 0 ? 0 : n;
 }
 
-/* Which of two eventfds the kernel signals when the vector's interrupt comes. Nobody else reads them. */
-static const CprFd *find_wired(int device_fd, VfioIrq type, unsigned vector, const CprFd *a, const CprFd *b)
+/* Whether the kernel signals B, and not A, when the vector's interrupt comes. Nobody else reads them. */
+static bool is_wired_to(int device_fd, VfioIrq type, unsigned vector, const CprFd *a, const CprFd *b)
 {
         if (!a || !b)
-                return a ? a : b;
+                return false;
         (void) eventfd_count(a->fd);
         (void) eventfd_count(b->fd);
         if (luv_vfio_irq_raise(device_fd, type, vector) < 0)
-                return a;
-        return eventfd_count(a->fd) == 0 && eventfd_count(b->fd) > 0 ? b : a;
+                return false;
+        return eventfd_count(a->fd) == 0 && eventfd_count(b->fd) > 0;
 }
 
 static int add_eventfd(QemuMachine *m, const char *device, const char *suffix, int32_t id, uint64_t initial,
@@ -395,7 +433,7 @@ static int add_eventfd(QemuMachine *m, const char *device, const char *suffix, i
 
         if (!name)
                 return -ENOMEM;
-        return luv_qemu_document_add_eventfd(m->document,
+        return luv_qemu_document_set_eventfd(m->document,
                                              &(QemuEventfd) { .name = name,
                                                               .id = id,
                                                               .initial = initial,
@@ -406,26 +444,30 @@ static int add_eventfd(QemuMachine *m, const char *device, const char *suffix, i
 
 /*
  * A vector has two eventfds: one that KVM turns into an interrupt by itself, and one for QEMU, which it uses
- * while the guest has the vector masked. One that the guest has enabled after QEMU handed over has none.
+ * while the guest has the vector masked. One that the guest has enabled after QEMU handed over has none. Of
+ * two that an earlier run of this program has described, without being able to hand them on, it was the
+ * first.
  */
 static int add_vector(QemuMachine *m, const char *device, int device_fd, VfioIrq type, unsigned vector)
 {
         _cleanup_free_ char *kvm_name = luv_strf("%s_kvm_interrupt", device),
                             *name = luv_strf("%s_interrupt", device);
-        const CprFd *kvm, *user, *wired;
+        bool kvm, user, by_user;
         int r = 0;
 
         if (!kvm_name || !name)
                 return -ENOMEM;
-        kvm = luv_cpr_find_fd(&m->cpr, kvm_name, (int32_t) vector);
-        user = luv_cpr_find_fd(&m->cpr, name, (int32_t) vector);
-        wired = find_wired(device_fd, type, vector, kvm, user);
-        if (user || !wired)
-                r = add_eventfd(m, device, "interrupt", (int32_t) vector, wired && wired == user,
-                                wired && wired == user ? type : _VFIO_IRQ_INVALID, vector);
-        if (r >= 0 && (kvm || !wired))
-                r = add_eventfd(m, device, "kvm_interrupt", (int32_t) vector, wired == kvm,
-                                wired == kvm ? type : _VFIO_IRQ_INVALID, vector);
+        kvm = luv_qemu_document_find_eventfd(m->document, kvm_name, (int32_t) vector);
+        user = luv_qemu_document_find_eventfd(m->document, name, (int32_t) vector);
+        by_user = user && (!kvm || is_wired_to(device_fd, type, vector,
+                                               luv_cpr_find_fd(&m->cpr, kvm_name, (int32_t) vector),
+                                               luv_cpr_find_fd(&m->cpr, name, (int32_t) vector)));
+        if (user || !kvm)
+                r = add_eventfd(m, device, "interrupt", (int32_t) vector, by_user,
+                                by_user ? type : _VFIO_IRQ_INVALID, vector);
+        if (r >= 0 && (kvm || !user))
+                r = add_eventfd(m, device, "kvm_interrupt", (int32_t) vector, !by_user,
+                                by_user ? _VFIO_IRQ_INVALID : type, vector);
         return r;
 }
 
@@ -436,12 +478,13 @@ static int add_single(QemuMachine *m, const char *device, const char *suffix, Vf
 
         if (!name)
                 return -ENOMEM;
-        f = luv_cpr_find_fd(&m->cpr, name, 0);
-        if (!f)
+        if (!luv_qemu_document_find_eventfd(m->document, name, 0))
                 return 0;
+        f = luv_cpr_find_fd(&m->cpr, name, 0);
         /* INTx comes again as long as the device has a reason for it, but one that waits here has masked it.
          */
-        return add_eventfd(m, device, suffix, 0, irq == VFIO_IRQ_INTX && eventfd_count(f->fd) > 0, irq, 0);
+        return add_eventfd(m, device, suffix, 0, irq == VFIO_IRQ_INTX && (!f || eventfd_count(f->fd) > 0),
+                           irq, 0);
 }
 
 /* What is wired is wired again. Messages that come meanwhile may be lost, so each vector begins with one. */
@@ -479,7 +522,7 @@ static int interrupts_off(const QemuMachine *m, char **ret_reason)
                 return -ENOMEM;
         for (size_t i = 0; i < m->document->n_devices; i++) {
                 const QemuDevice *x = &m->document->devices[i];
-                int fd = luv_cpr_find_fd(&m->cpr, x->name, 0)->fd, r;
+                int fd = luv_qemu_device_file(m->document, m->held, m->n_held, x->name), r;
                 uint64_t preserved = luv_fd_preserved(fd);
 
                 r = luv_vfio_wired_read(x->address, wired);
@@ -507,18 +550,12 @@ static int add_device(QemuMachine *m, const CprDevice *x, char **ret_reason)
                                                                       .devid = (uint64_t) x->devid,
                                                                       .ioas = x->ioas,
                                                                       .hwpt = x->hwpt });
-        return r < 0 ? r : add_interrupts(m, x->name, identity.device, f->fd);
+        return r;
 }
 
-static bool is_described(const QemuDocument *d, const CprFd *f)
-{
-        for (size_t i = 0; i < d->n_eventfds; i++)
-                if (d->eventfds[i].id == f->id && streq(d->eventfds[i].name, f->name))
-                        return true;
-        return false;
-}
-
-static int describe(QemuMachine *m, char **ret_reason)
+/* What it has handed over, but for how the interrupts of its devices are wired, which changes as long as it
+ * runs. */
+static int describe_files(QemuMachine *m, char **ret_reason)
 {
         int r = 0;
 
@@ -533,11 +570,24 @@ static int describe(QemuMachine *m, char **ret_reason)
                                                             &(QemuPreserved) { .name = f->name,
                                                                                .id = f->id,
                                                                                .file = h->name });
-                else if (!is_described(m->document, f))
-                        r = luv_qemu_document_add_eventfd(m->document,
+                else
+                        r = luv_qemu_document_set_eventfd(m->document,
                                                           &(QemuEventfd) { .name = f->name,
                                                                            .id = f->id,
                                                                            .irq = _VFIO_IRQ_INVALID });
+        }
+        return r;
+}
+
+static int describe_interrupts(QemuMachine *m)
+{
+        int r = 0;
+
+        for (size_t i = 0; i < m->document->n_devices && r >= 0; i++) {
+                const QemuDevice *x = &m->document->devices[i];
+
+                r = add_interrupts(m, x->name, x->address,
+                                   luv_qemu_device_file(m->document, m->held, m->n_held, x->name));
         }
         return r;
 }
@@ -572,58 +622,77 @@ int luv_qemu_begin_document(QemuMachine *m, uint64_t deadline, char **ret_reason
         return 0;
 }
 
-/* For the next run of this program, if this one is killed: the service manager keeps them. */
-static void store(const char *name, int fd)
+/* From here on another run of this program can end it. */
+static int begin_capture(QemuMachine *m, char **ret_reason)
 {
-        _cleanup_free_ char *text = luv_strf("FDSTORE=1\nFDNAME=%s\nFDPOLL=0", name);
+        int r;
 
-        if (text)
-                (void) sd_pid_notify_with_fds(0, 0, text, &fd, 1);
-}
-
-static void unstore(const char *name)
-{
-        _cleanup_free_ char *text = luv_strf("FDSTOREREMOVE=1\nFDNAME=%s", name);
-
-        if (text)
-                (void) sd_notify(0, text);
-}
-
-static void store_capture(QemuMachine *m)
-{
+        r = describe_files(m, ret_reason);
+        if (r >= 0)
+                r = luv_qemu_document_write(m->document, &m->begun_fd, ret_reason);
+        if (r < 0)
+                return r;
+        m->stream_fd = memfd_create("luvfio-qemu-stream", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+        if (m->stream_fd < 0 || pipe2(m->pipe_fds, O_CLOEXEC | O_NONBLOCK) < 0)
+                return negative_errno();
         for (size_t i = 0; i < m->n_held; i++)
                 store(m->held[i].name, m->held[i].fd);
         store(QEMU_STREAM, m->stream_fd);
-        /* The one that says that all are there. */
-        store(QEMU_DOCUMENT, m->document_fd);
+        store(QEMU_PIPE_OUT, m->pipe_fds[0]);
+        store(QEMU_PIPE_IN, m->pipe_fds[1]);
+        store(QEMU_BEGUN, m->begun_fd);
+        return 0;
 }
 
-void luv_qemu_unstore(const QemuMachine *m)
+static int end_capture(QemuMachine *m, uint64_t deadline, char **ret_reason)
 {
-        unstore(QEMU_DOCUMENT);
-        unstore(QEMU_STREAM);
-        for (size_t i = 0; i < m->n_held; i++)
-                unstore(m->held[i].name);
+        struct stat st;
+        int r;
+
+        m->state = QEMU_CAPTURED;
+        (void) luv_qemu_process_signal(&m->process, SIGSTOP);
+        if (fstat(m->stream_fd, &st) < 0)
+                return negative_errno();
+        m->document->stream_size = (uint64_t) st.st_size;
+        r = describe_interrupts(m);
+        if (r >= 0)
+                r = luv_qemu_document_write(m->document, &m->document_fd, ret_reason);
+        if (r < 0)
+                return r;
+        /* The one that says that all are there. */
+        store(QEMU_DOCUMENT, m->document_fd);
+        unstore_begun();
+        r = interrupts_off(m, ret_reason);
+        return r >= 0 && m->config.backend->captured ? m->config.backend->captured(m, deadline, ret_reason)
+                                                     : r;
+}
+
+int luv_qemu_take_stream(QemuMachine *m, uint64_t deadline, char **ret_reason)
+{
+        bool late = false;
+        int r;
+
+        r = receive_stream(m, deadline, &late);
+        return r < 0 ? luv_reason(ret_reason, r, "what QEMU has sent cannot be read: %s", strerror(-r)) : 0;
+}
+
+int luv_qemu_end_capture(QemuMachine *m, uint64_t deadline, char **ret_reason)
+{
+        int r;
+
+        r = luv_qemu_document_read(m->begun_fd, &m->document, ret_reason);
+        return r < 0 ? r : end_capture(m, deadline, ret_reason);
 }
 
 int luv_qemu_quiesce(QemuMachine *m, uint64_t deadline, char **ret_reason)
 {
         int r;
 
-        r = receive_state(m, deadline, ret_reason);
-        if (r < 0)
-                return r;
-        m->state = QEMU_CAPTURED;
-        (void) luv_qemu_process_signal(&m->process, SIGSTOP);
-        r = describe(m, ret_reason);
+        r = begin_capture(m, ret_reason);
         if (r >= 0)
-                r = luv_qemu_document_write(m->document, &m->document_fd, ret_reason);
-        if (r < 0)
-                return r;
-        store_capture(m);
-        r = interrupts_off(m, ret_reason);
-        if (r >= 0 && m->config.backend->captured)
-                r = m->config.backend->captured(m, deadline, ret_reason);
+                r = receive_state(m, deadline, ret_reason);
+        if (r >= 0)
+                r = end_capture(m, deadline, ret_reason);
         if (r < 0)
                 return r;
         r = luvfio_preserve(m->l, QEMU_STREAM, LUVFIO_KIND_STATE, m->stream_fd, NULL);

@@ -83,6 +83,30 @@ int luv_qemu_document_add_eventfd(QemuDocument *d, const QemuEventfd *e)
         return 0;
 }
 
+QemuEventfd *luv_qemu_document_find_eventfd(const QemuDocument *d, const char *name, int32_t id)
+{
+        for (size_t i = 0; i < d->n_eventfds; i++)
+                if (d->eventfds[i].id == id && streq(d->eventfds[i].name, name))
+                        return &d->eventfds[i];
+        return NULL;
+}
+
+int luv_qemu_document_set_eventfd(QemuDocument *d, const QemuEventfd *e)
+{
+        QemuEventfd *old = luv_qemu_document_find_eventfd(d, e->name, e->id);
+        int r;
+
+        if (!old)
+                return luv_qemu_document_add_eventfd(d, e);
+        r = luv_free_and_strdup(&old->device, e->device);
+        if (r < 0)
+                return r;
+        old->initial = e->initial;
+        old->irq = e->irq;
+        old->vector = e->vector;
+        return 0;
+}
+
 int luv_qemu_document_add_device(QemuDocument *d, const QemuDevice *x)
 {
         QemuDevice copy = *x;

@@ -60,7 +60,11 @@ DEFINE_CLEANUP(QemuDocument *, luv_qemu_document_free);
 /* Copies of what is given. -ENOMEM. */
 int luv_qemu_document_add_preserved(QemuDocument *d, const QemuPreserved *p);
 int luv_qemu_document_add_eventfd(QemuDocument *d, const QemuEventfd *e);
+/* In place of the one of that name and id, if there is one. */
+int luv_qemu_document_set_eventfd(QemuDocument *d, const QemuEventfd *e);
 int luv_qemu_document_add_device(QemuDocument *d, const QemuDevice *x);
+
+QemuEventfd *luv_qemu_document_find_eventfd(const QemuDocument *d, const char *name, int32_t id);
 
 /* It is read back first. -EINVAL: what would be refused later; with a sentence. */
 int luv_qemu_document_write(const QemuDocument *d, int *ret_fd, char **ret_reason);

@@ -53,6 +53,10 @@ void luv_qemu_drop_capture(QemuMachine *m)
         m->document = luv_qemu_document_free(m->document);
         m->document_fd = safe_close(m->document_fd);
         m->stream_fd = safe_close(m->stream_fd);
+        m->begun_fd = safe_close(m->begun_fd);
+        m->channel_fd = safe_close(m->channel_fd);
+        for (size_t i = 0; i < ELEMENTSOF(m->pipe_fds); i++)
+                m->pipe_fds[i] = safe_close(m->pipe_fds[i]);
 }
 
 QemuMachine *luv_qemu_machine_free(QemuMachine *m)
@@ -643,6 +647,7 @@ int luv_qemu_machine_new(const QemuMachineConfig *config, QemuMachine **ret)
         m->config = *config;
         m->process = QEMU_PROCESS_NULL;
         m->main_fd = m->cpr_fd = m->document_fd = m->stream_fd = -EBADF;
+        m->begun_fd = m->channel_fd = m->pipe_fds[0] = m->pipe_fds[1] = -EBADF;
         if (mkdir(config->runtime_dir, 0700) < 0 && errno != EEXIST)
                 return luv_log_error(negative_errno(), "The folder %s cannot be made", config->runtime_dir);
         r = connect_luvfiod(m);

@@ -19,6 +19,12 @@
 #define REPLAY_USEC (180 * USEC_PER_SEC)
 #define STREAM_SIZE_MAX (UINT64_C(1) << 32)
 
+/* Names in the service manager's store, beside QEMU_DOCUMENT and QEMU_STREAM. */
+#define QEMU_BEGUN "begun"
+#define QEMU_CHANNEL "channel"
+#define QEMU_PIPE_IN "pipe-in"
+#define QEMU_PIPE_OUT "pipe-out"
+
 typedef enum QemuState {
         QEMU_NONE,     /* no process, or not yet */
         QEMU_RUNNING,  /* it is as its user wants it */
@@ -46,6 +52,10 @@ struct QemuMachine {
 
         QemuDocument *document;
         int document_fd, stream_fd;
+
+        /* Of a capture that has begun, for another run of this program to end it: its document without the
+         * end, and the way that the stream comes. */
+        int begun_fd, channel_fd, pipe_fds[2];
 
         bool blocked;    /* something was found to speak against an update */
         bool unanswered; /* QEMU owes an answer */
@@ -97,6 +107,8 @@ bool luv_qemu_comes_in(const QemuMachine *m);
 int luv_qemu_begin(QemuMachine *m, char **ret_reason);
 /* As QEMU has it; -errno, with a sentence. */
 int luv_qemu_status(Qmp *q, char **ret, char **ret_reason);
+/* When it does not change any more, or at the deadline. */
+int luv_qemu_settled_status(QemuMachine *m, uint64_t deadline, char **ret, char **ret_reason);
 
 /* qemu-capture.c */
 /* From state running to held. On failure it is let go by luv_qemu_let_go(), as after success. */
@@ -105,6 +117,10 @@ int luv_qemu_prepare(QemuMachine *m, uint64_t deadline, char **ret_reason);
 int luv_qemu_let_go(QemuMachine *m, char **ret_reason);
 /* What can be asked while it runs. */
 int luv_qemu_begin_document(QemuMachine *m, uint64_t deadline, char **ret_reason);
+/* The rest of the stream that an earlier run of this program had begun to receive. */
+int luv_qemu_take_stream(QemuMachine *m, uint64_t deadline, char **ret_reason);
+/* To captured, when QEMU has said that it was all. */
+int luv_qemu_end_capture(QemuMachine *m, uint64_t deadline, char **ret_reason);
 /* From state held to captured. On failure in whichever state it is then. */
 int luv_qemu_quiesce(QemuMachine *m, uint64_t deadline, char **ret_reason);
 /* What was captured is kept no more for the next run of this program. */

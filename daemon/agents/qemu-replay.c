@@ -23,6 +23,18 @@ const QemuHeld *luv_qemu_held_find(const QemuHeld *held, size_t n, const char *n
         return NULL;
 }
 
+int luv_qemu_device_file(const QemuDocument *d, const QemuHeld *held, size_t n, const char *device)
+{
+        const QemuHeld *h;
+
+        for (size_t i = 0; i < d->n_preserved; i++)
+                if (d->preserved[i].id == 0 && streq(d->preserved[i].name, device)) {
+                        h = luv_qemu_held_find(held, n, d->preserved[i].file);
+                        return h ? h->fd : -ENOENT;
+                }
+        return -ENOENT;
+}
+
 static int new_socket(const char *path, struct sockaddr_un *ret)
 {
         int fd;
@@ -78,19 +90,6 @@ int luv_qemu_monitor(const char *path, uint64_t deadline, Qmp **ret, char **ret_
 
 /* Interrupts. */
 
-static int device_file(const QemuReplay *p, const char *device)
-{
-        const QemuDocument *d = p->document;
-        const QemuHeld *h;
-
-        for (size_t i = 0; i < d->n_preserved; i++)
-                if (d->preserved[i].id == 0 && streq(d->preserved[i].name, device)) {
-                        h = luv_qemu_held_find(p->held, p->n_held, d->preserved[i].file);
-                        return h ? h->fd : -ENOENT;
-                }
-        return -ENOENT;
-}
-
 /* All vectors of one interrupt of a device at once. */
 static int wire(const QemuReplay *p, const CprState *cpr, const char *device, VfioIrq irq)
 {
@@ -114,7 +113,7 @@ static int wire(const QemuReplay *p, const CprState *cpr, const char *device, Vf
                 if (streq_ptr(e->device, device) && e->irq == irq)
                         fds[e->vector] = luv_cpr_find_fd(cpr, e->name, e->id)->fd;
         }
-        return luv_vfio_irq_on(device_file(p, device), irq, fds, n);
+        return luv_vfio_irq_on(luv_qemu_device_file(d, p->held, p->n_held, device), irq, fds, n);
 }
 
 static int wire_all(const QemuReplay *p, const CprState *cpr, char **ret_reason)

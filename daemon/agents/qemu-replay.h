@@ -18,6 +18,9 @@ typedef struct QemuHeld {
 
 const QemuHeld *luv_qemu_held_find(const QemuHeld *held, size_t n, const char *name);
 
+/* The file of a device, by QEMU's name of it. -ENOENT. */
+int luv_qemu_device_file(const QemuDocument *d, const QemuHeld *held, size_t n, const char *device);
+
 /* A socket at PATH, in place of one that may be there, for its owner alone. -ENAMETOOLONG, -errno. */
 int luv_qemu_listen(const char *path);
 int luv_qemu_connect(const char *path);

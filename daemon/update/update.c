@@ -908,6 +908,16 @@ static bool may_be_taken_up(Machine *m)
         return r >= 0;
 }
 
+void luv_update_withdraw(Update *u, Machine *m)
+{
+        UpdateMachine *um = m->update;
+
+        /* Of an update that is being given up: it runs on before its session is let go. */
+        if (um && u->aborting && !um->incoming)
+                luv_update_drop_session(um);
+        luv_machine_forget(m);
+}
+
 void luv_update_machine_exited(Update *u, Machine *m)
 {
         UpdateMachine *um = m->update;

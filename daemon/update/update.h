@@ -171,6 +171,8 @@ void luv_update_detached(Update *u, Machine *m);
 int luv_update_returned(Update *u, Machine *m);
 /* A file was handed over while an update is under way. */
 void luv_update_held(Update *u, Machine *m, MachineFd *f);
+/* Forgets a machine that runs, as its VMM wants it. */
+void luv_update_withdraw(Update *u, Machine *m);
 /* Registry's callbacks. */
 void luv_update_machine_exited(Update *u, Machine *m);
 void luv_update_machine_forgotten(Update *u, Machine *m);

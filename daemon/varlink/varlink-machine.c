@@ -873,7 +873,7 @@ static int method_withdraw(sd_varlink *link, sd_json_variant *parameters, sd_var
         luv_log_struct(LOG_INFO,
                        &(LogFields) { .message_id = LUVFIO_MESSAGE_MACHINE_FORGOTTEN, .machine = m->name },
                        "Machine %s is withdrawn by its VMM", m->name);
-        luv_machine_forget(m);
+        luv_update_withdraw(c->server->config.update, m);
         return sd_varlink_reply(link, NULL);
 }
 

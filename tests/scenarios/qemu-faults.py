@@ -52,6 +52,7 @@ all_well() {
                 check "$1: $vm goes on" wait_for 20 goes_on $vm $(beats $vm)
                 check "$1: nothing is kept of $vm" wait_for 10 stored $vm 0
         done
+        check "$1: no session is left" test "$(systemctl show -P NFileDescriptorStore luvfiod)" -eq 0
 }
 leave() {
         cp $logs/*.log $logs/*.reset /out/
@@ -67,6 +68,12 @@ def unit(name, **parameters):
 
 BEFORE = COMMON + r"""
 resume_deadline 40
+mkdir -p /etc/systemd/system/luvfio-qemu@.service.d
+cat >/etc/systemd/system/luvfio-qemu@.service.d/dies.conf <<'END'
+[Service]
+Environment=LD_PRELOAD=/usr/lib/rogue/dies.so DIES=/run/dies.%i
+END
+systemctl daemon-reload
 luvfiod_up
 vfio-bind $(bdf nvme) $(bdf igb)
 mkdir -p /usr/lib/wrapped
@@ -91,6 +98,17 @@ done
 all_well killed
 check "killed: nothing blocks an update" wait_for 20 luvfioctl check /boot/vmlinuz-b
 
+# It is killed while it captures its guest: before QEMU stops, when QEMU is about to send its state, when it has done so.
+for at in begun channel document; do
+        for vm in disk net; do
+                printf %s $at >/run/dies.$vm
+                old=$(agent $vm)
+                refused "killed at $at: $vm" 4 "machine $vm closed its connection" luvfioctl update /boot/vmlinuz-b --deadline=60
+                check "killed at $at: $vm has another luvfio-qemu" wait_for 30 another_agent $vm $old
+                all_well "killed at $at"
+        done
+done
+
 # The update is given up when the guests are captured.
 orders slow silent-quiesce
 old=$(qemu_of disk)
@@ -109,6 +127,16 @@ sed 's/^/# /' /tmp/update
 check "captured: the update is over" wait_for 20 update_is idle
 all_well captured
 check "captured: disk has another luvfio-qemu" another_agent disk $old
+
+# So is QEMU: all of the guest is here already.
+old=$(qemu_of disk)
+luvfioctl update /boot/vmlinuz-b --deadline=20 >/tmp/update 2>&1 &
+check "captured again" wait_for 90 machine_is disk quiesced
+kill -KILL $old
+wait $!
+sed 's/^/# /' /tmp/update
+all_well "QEMU killed"
+check "QEMU killed: disk has another one" test "$(qemu_of disk)" -ne $old
 orders slow
 check "nothing blocks an update" wait_for 60 luvfioctl check /boot/vmlinuz-b
 

@@ -110,6 +110,7 @@ static int take_up(QemuMachine *m, char **ret_reason)
 {
         _cleanup_(domain_done) Domain d = {};
         _cleanup_free_ char *status = NULL;
+        uint64_t deadline;
         int r;
 
         r = open_monitor(m, ret_reason);
@@ -122,14 +123,21 @@ static int take_up(QemuMachine *m, char **ret_reason)
         r = open_process(m, &d, ret_reason);
         if (r < 0)
                 return r;
+        deadline = luv_now_usec() + CALL_USEC;
         /* QEMU says nothing while it waits for what it is given, or when it was captured. */
-        if (!luv_qemu_process_is_stopped(&m->process))
-                r = luv_qemu_status(m->qmp, &status, ret_reason);
+        if (!luv_qemu_process_is_stopped(&m->process)) {
+                if (m->channel_fd >= 0)
+                        r = luv_qemu_take_stream(m, deadline, ret_reason);
+                if (r >= 0)
+                        r = luv_qemu_settled_status(m, deadline, &status, ret_reason);
+        }
         if (r >= 0 && status && !is_unfit(status)) {
                 luv_log_info("QEMU (pid %i) of domain %s is taken up", (int) m->process.pid, m->config.name);
                 r = luv_qemu_adopt(m);
                 return r < 0 ? r : 1;
         }
+        if (r >= 0 && status && streq(status, "postmigrate") && m->channel_fd >= 0)
+                r = luv_qemu_end_capture(m, deadline, ret_reason);
         if (r < 0 && !luv_qemu_comes_in(m))
                 return r;
         free(*ret_reason);

@@ -47,7 +47,7 @@ def overlay():
     compile_c("rogue-vmm.c", tree / "usr/lib/rogue/rogue-vmm", HERE / "rogue-igb.c", f"-I{installed}/usr/include", f"-L{library}",
               "-lluvfio", "-lsystemd", "-pthread")
     compile_c("legacy-kexec.c", tree / "usr/lib/rogue/legacy-kexec", "-static")
-    for fault in ("eio", "busy"):
+    for fault in ("eio", "busy", "dies"):
         compile_c(f"{fault}.c", tree / f"usr/lib/rogue/{fault}.so", "-shared", "-fPIC")
     shutil.copy(HERE / "guest.sh", tree / "usr/lib/rogue/guest.sh")
     shutil.copy(HERE.parents[1] / "lib/vmm.sh", tree / "usr/lib/luvhost/vmm.sh")
