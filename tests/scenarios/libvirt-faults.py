@@ -52,6 +52,7 @@ well() {
         check "$1: nothing is kept of it" wait_for 20 test "$(systemctl show -P NFileDescriptorStore luvfio-libvirt@disk)" -eq 0
         check "$1: no saved image is left" test ! -e /var/lib/libvirt/qemu/save/disk.save
         check "$1: nothing blocks an update" wait_for 120 luvfioctl check /boot/vmlinuz-b
+        check "$1: no session is left" test "$(systemctl show -P NFileDescriptorStore luvfiod)" -eq 0
 }
 # captured WHEN COMMAND...: an update that is held up until the domain is captured, and what is done then; it is given up.
 captured() {
@@ -80,7 +81,12 @@ BEFORE = COMMON + r"""
 resume_deadline 300
 luvfiod_up
 vfio-bind $(bdf nvme)
-mkdir -p $logs /usr/lib/wrapped
+mkdir -p $logs /usr/lib/wrapped /etc/systemd/system/luvfio-libvirt@.service.d
+cat >/etc/systemd/system/luvfio-libvirt@.service.d/dies.conf <<'END'
+[Service]
+Environment=LD_PRELOAD=/usr/lib/rogue/dies.so DIES=/run/dies.%i
+END
+systemctl daemon-reload
 cat >/usr/lib/wrapped/qemu <<'END'
 """ + WRAPPER + r"""END
 chmod 755 /usr/lib/wrapped/qemu
@@ -108,6 +114,15 @@ kill -KILL $old
 check "libvirtd killed: virsh is answered" wait_for 60 virsh domstate disk
 check "libvirtd killed: by another" another libvirtd $old
 well "libvirtd killed"
+
+# As in qemu-faults: while it captures the domain.
+for at in channel document; do
+        printf %s $at >/run/dies.disk
+        old=$(agent)
+        refused "agent killed at $at" 4 'machine disk closed its connection' luvfioctl update /boot/vmlinuz-b --deadline=60
+        check "agent killed at $at: another" wait_for 30 another agent $old
+        well "agent killed at $at"
+done
 
 # The domain is captured, and another machine holds the update up.
 orders slow silent-quiesce

@@ -124,6 +124,9 @@ static int take_up(QemuMachine *m, char **ret_reason)
         if (r < 0)
                 return r;
         deadline = luv_now_usec() + CALL_USEC;
+        /* Its capture is to be ended yet. */
+        if (m->channel_fd >= 0)
+                (void) luv_qemu_process_signal(&m->process, SIGCONT);
         /* QEMU says nothing while it waits for what it is given, or when it was captured. */
         if (!luv_qemu_process_is_stopped(&m->process)) {
                 if (m->channel_fd >= 0)
