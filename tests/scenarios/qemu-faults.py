@@ -16,7 +16,7 @@ from full import scenario  # noqa: E402 pylint: disable=wrong-import-position
 
 FRAMES = running.frames(period=0.5, burst=2)
 # How long a guest's own clock may go on while it is being handed over and its vCPUs stand: ms, on slow machines.
-GAP = 20000
+GAP = 28000
 # A guest that stood for minutes may find that its scheduler was not asked for that long.
 HARMLESS = ["sched: DL replenish lagged too much"]
 # QEMU, but for what stands in the way of machine NAME: a file that makes it fail at the first start in a boot, or at each.
@@ -48,8 +48,8 @@ is_well() {
 }
 all_well() {
         for vm in disk net; do
-                check "$1: $vm runs" wait_for 90 is_well $vm
-                check "$1: $vm goes on" wait_for 20 goes_on $vm $(beats $vm)
+                check "$1: $vm runs" wait_for 200 is_well $vm
+                check "$1: $vm goes on" wait_for 60 goes_on $vm $(beats $vm)
                 check "$1: nothing is kept of $vm" wait_for 10 stored $vm 0
         done
         check "$1: no session is left" test "$(systemctl show -P NFileDescriptorStore luvfiod)" -eq 0
@@ -153,10 +153,11 @@ check "disk runs" wait_for 120 machine_is disk running
 check "disk goes on" wait_for 20 goes_on disk $(($(cat /var/log/beats.disk) + 10))
 check "its QEMU had failed at first" test -e /run/failed.disk
 check "the update is over" wait_for 90 update_is idle
-check "net is stranded" machine_is net stranded
+check "net is stranded" wait_for 60 machine_is net stranded
 machine_field net reason | sed 's/^/# net: /'
 check "result: stranded" sh -c 'luvfioctl history --json=short | jq -e ".updates[0].result == \"stranded\""'
-refused "no update over a stranded machine" 3 'net.*stranded|stranded.*net' luvfioctl update /boot/vmlinuz-a
+# Its luvfio-qemu tries again and again.
+refused "no update over a stranded machine" 3 'Machine net is (stranded|resuming)' luvfioctl update /boot/vmlinuz-a
 before=$(beats net)
 sleep 5
 check "net stands" test "$(beats net)" -eq $before
@@ -167,21 +168,21 @@ check "disk goes on under another luvfiod" wait_for 60 is_well disk
 mark 2
 rm /etc/fails.net
 check "it is started by hand" systemctl start luvfio-qemu@net
-check "net runs" wait_for 90 is_well net
+check "net runs" wait_for 200 is_well net
 mark 3
 all_well mended
 check "mended: the update is over" wait_for 20 update_is idle
 for vm in disk net; do
         check "$vm: jumps" test "$(machine_field $vm generation)" -eq 1
 done
-check "nothing blocks the next update" wait_for 20 luvfioctl check /boot/vmlinuz-a
+check "nothing blocks the next update" wait_for 120 luvfioctl check /boot/vmlinuz-a
 # Longer than the time after which a driver gives a lost interrupt up.
 sleep 35
 mark 4
 """
 
 result = full.run("qemu-faults", "--image", "virt", "--device", "nvme", "--device", "igb", "-m", "3072", *guest.host(),
-                  "--outside", FRAMES, "--script-deadline", "600", scripts=[BEFORE, AFTER])
+                  "--outside", FRAMES, "--script-deadline", "1200", scripts=[BEFORE, AFTER])
 full.report(result, ["before", "after"])
 for name in ("disk", "net"):
     log = guest.read(result, name)
