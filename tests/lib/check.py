@@ -257,13 +257,12 @@ def kernels(results, full):
     return built
 
 
-def kernel_check(results, full):
-    name = "kernel/check"
+def kernel_check(results, name, *arguments):
     if not results.wanted(name):
         return
-    log = WORK / "kernel-check.log"
-    rc = progress.run("kernel/kernel check", [str(CHECKOUT / "kernel/kernel"), "check", *(["--full"] if full else [])],
-                      log=log, check=False)
+    log = WORK / f"{name.replace('/', '-')}.log"
+    rc = progress.run(" ".join(["kernel/kernel check", *arguments]),
+                      [str(CHECKOUT / "kernel/kernel"), "check", *arguments], log=log, check=False)
     results.add(name, "failed" if rc else "passed", "", log.read_text(errors="replace"))
 
 
@@ -392,6 +391,8 @@ def main():
             results.add(name, "failed", f"{type(e).__name__}: {e}")
             return None
 
+    # A series that does not apply to what the suite has now is told before anything that takes long.
+    guarded("kernel/check", kernel_check, results, "kernel/check")
     if results.part("lint/"):
         guarded("lint", linters, results)
         guarded("lint/clang-tidy", clang_tidy, results)
@@ -409,8 +410,8 @@ def main():
             guarded("fuzz", fuzzers, results, folder, args.full)
         if folder and name == "gcc":
             tree = guarded("install", project.install_tree, folder)
-    if results.part("kernel/"):
-        guarded("kernel/check", kernel_check, results, args.full)
+    if args.full:
+        guarded("kernel/check-full", kernel_check, results, "kernel/check-full", "--full")
     if wants_scenarios or results.part("kernel/"):
         built = guarded("kernel/build", kernels, results, args.full) or {}
         if wants_scenarios:
