@@ -14,33 +14,6 @@
 #include "luvfio/luvfio.h"
 #include "vmm.h"
 
-/* Faults for the tests of luvfiod and the kernel; nothing a VMM should do. */
-typedef enum Misbehave {
-        MISBEHAVE_NOT,
-        MISBEHAVE_KEEP_INTX,        /* at quiesce INTx, ... */
-        MISBEHAVE_KEEP_MSI,         /* ... MSI, ... */
-        MISBEHAVE_KEEP_MSIX,        /* ... MSI-X is on */
-        MISBEHAVE_NEVER_QUIESCE,    /* `quiesce` is not answered */
-        MISBEHAVE_DIE_AT_QUIESCE,   /* exits instead */
-        MISBEHAVE_DIE_AT_RESUME,    /* exits between Retrieve and Resumed */
-        MISBEHAVE_RUN_AFTER_COMMIT, /* vCPUs run again after Committed */
-        MISBEHAVE_NO_REGISTER,      /* luvfiod never hears of it */
-        _MISBEHAVE_MAX,
-        _MISBEHAVE_INVALID = -EINVAL,
-} Misbehave;
-
-static const char *const misbehave_table[_MISBEHAVE_MAX] = {
-        [MISBEHAVE_NOT] = "not",
-        [MISBEHAVE_KEEP_INTX] = "keep-intx",
-        [MISBEHAVE_KEEP_MSI] = "keep-msi",
-        [MISBEHAVE_KEEP_MSIX] = "keep-msix",
-        [MISBEHAVE_NEVER_QUIESCE] = "never-quiesce",
-        [MISBEHAVE_DIE_AT_QUIESCE] = "die-at-quiesce",
-        [MISBEHAVE_DIE_AT_RESUME] = "die-at-resume",
-        [MISBEHAVE_RUN_AFTER_COMMIT] = "run-after-commit",
-        [MISBEHAVE_NO_REGISTER] = "no-register",
-};
-
 typedef struct Vmm {
         const char *name;
         const char *report;
@@ -48,7 +21,6 @@ typedef struct Vmm {
         uint64_t memory;
         bool checksum;
         bool simulated;
-        Misbehave misbehave;
 
         Device devices[DEVICES_MAX];
         Guest guest;
@@ -133,20 +105,6 @@ static int machine_create(Vmm *v)
 
 /* -- stopping it and letting it go on in this process -- */
 
-static int keep_type(const Vmm *v)
-{
-        switch (v->misbehave) {
-        case MISBEHAVE_KEEP_INTX:
-                return VFIO_PCI_INTX_IRQ_INDEX;
-        case MISBEHAVE_KEEP_MSI:
-                return VFIO_PCI_MSI_IRQ_INDEX;
-        case MISBEHAVE_KEEP_MSIX:
-                return VFIO_PCI_MSIX_IRQ_INDEX;
-        default:
-                return -1;
-        }
-}
-
 /* For an interrupt that the device has held back and that nothing holds back any more. */
 #define LATE_INTERRUPT_MS 1000
 
@@ -194,8 +152,6 @@ static int machine_stop(Vmm *v)
                         r = device_interrupts_off(d);
                 if (r >= 0)
                         r = device_listen(v, d);
-                if (r >= 0 && keep_type(v) >= 0)
-                        r = device_interrupts_on(d, keep_type(v), 0);
         }
         return r;
 }
@@ -372,8 +328,6 @@ static int resume_machine(Vmm *v, struct json_object *findings)
         v->guest.ram_fd = retrieve(v, "ram", &outcome, outcomes);
         if (v->guest.ram_fd < 0)
                 return v->guest.ram_fd;
-        if (v->misbehave == MISBEHAVE_DIE_AT_RESUME)
-                _exit(EXIT_FAILURE);
         state_fd = retrieve(v, "state", &outcome, outcomes);
         if (state_fd < 0)
                 return state_fd;
@@ -470,10 +424,6 @@ static void on_quiesce(struct luvfio *l, const struct luvfio_event *event, void 
         struct json_object *more;
         Vmm *v = userdata;
 
-        if (v->misbehave == MISBEHAVE_DIE_AT_QUIESCE)
-                _exit(EXIT_FAILURE);
-        if (v->misbehave == MISBEHAVE_NEVER_QUIESCE)
-                return;
         v->quiesced = (State) {};
 
         /* Not answered if it does not work: luvfiod gives the update up at its deadline, and `abort` comes.
@@ -493,12 +443,8 @@ static void on_quiesce(struct luvfio *l, const struct luvfio_event *event, void 
 
 static void on_commit(struct luvfio *l, const struct luvfio_event *event, void *userdata)
 {
-        Vmm *v = userdata;
-
         if (luvfio_committed(l) < 0)
                 log_info("%s", luvfio_get_error(l));
-        if (v->misbehave == MISBEHAVE_RUN_AFTER_COMMIT)
-                (void) guest_run(&v->guest);
 }
 
 static void on_abort(struct luvfio *l, const struct luvfio_event *event, void *userdata)
@@ -610,7 +556,7 @@ static int loop(Vmm *v)
         while (!v->quit) {
                 struct pollfd p[] = {
                         { .fd = signal_fd, .events = POLLIN },
-                        { .fd = v->l ? luvfio_get_fd(v->l) : -1, .events = POLLIN },
+                        { .fd = luvfio_get_fd(v->l), .events = POLLIN },
                         { .fd = v->guest.fail_fd, .events = POLLIN },
                         { .fd = v->verify ? v->guest.round_fd : -1, .events = POLLIN },
                 };
@@ -636,19 +582,17 @@ static int loop(Vmm *v)
 
 static int run(Vmm *v)
 {
-        int r, state = LUVFIO_STATE_RUNNING;
+        int r, state;
 
-        if (v->misbehave != MISBEHAVE_NO_REGISTER) {
-                r = register_machine(v);
-                if (r < 0)
-                        return r;
-                state = luvfio_get_state(v->l);
-        }
+        r = register_machine(v);
+        if (r < 0)
+                return r;
+        state = luvfio_get_state(v->l);
         if (state != LUVFIO_STATE_RESTORING && state != LUVFIO_STATE_RESUMING) {
                 r = machine_create(v);
                 if (r >= 0)
                         r = guest_run(&v->guest);
-                if (r >= 0 && v->l)
+                if (r >= 0)
                         r = preserve_all(v);
                 if (r < 0)
                         return r;
@@ -658,7 +602,7 @@ static int run(Vmm *v)
         r = loop(v);
 
         /* Ended on purpose: the machine is switched off. A VMM that dies is not withdrawn. */
-        if (r >= 0 && v->l && luvfio_withdraw(v->l) < 0)
+        if (r >= 0 && luvfio_withdraw(v->l) < 0)
                 log_info("%s", luvfio_get_error(v->l));
         return r;
 }
@@ -730,9 +674,6 @@ static void usage(FILE *f)
                    "systemd unit\n"
                    "  --no-checksum             leave out the checksum over RAM at quiesce and resume\n"
                    "  --selftest                try the devices without luvfiod and exit\n"
-                   "  --misbehave FAULT         for tests: keep-intx, keep-msi, keep-msix, never-quiesce, "
-                   "die-at-quiesce,\n"
-                   "                            die-at-resume, run-after-commit, no-register\n"
                    "  --help, --version\n");
 }
 
@@ -755,18 +696,7 @@ static int add_device(Vmm *v, const char *bdf, bool simulated)
 
 int main(int argc, char **argv)
 {
-        enum {
-                NAME = 256,
-                MEMORY,
-                DEVICE,
-                SIMULATED,
-                NO_DEVICE,
-                REPORT,
-                SECRET,
-                NO_CHECKSUM,
-                SELFTEST,
-                MISBEHAVE
-        };
+        enum { NAME = 256, MEMORY, DEVICE, SIMULATED, NO_DEVICE, REPORT, SECRET, NO_CHECKSUM, SELFTEST };
         static const struct option options[] = {
                 { "name", required_argument, NULL, NAME },
                 { "memory", required_argument, NULL, MEMORY },
@@ -777,7 +707,6 @@ int main(int argc, char **argv)
                 { "secret-file", required_argument, NULL, SECRET },
                 { "no-checksum", no_argument, NULL, NO_CHECKSUM },
                 { "selftest", no_argument, NULL, SELFTEST },
-                { "misbehave", required_argument, NULL, MISBEHAVE },
                 { "help", no_argument, NULL, 'h' },
                 { "version", no_argument, NULL, 'V' },
                 {},
@@ -824,12 +753,6 @@ int main(int argc, char **argv)
                         break;
                 case SELFTEST:
                         test = true;
-                        break;
-                case MISBEHAVE:
-                        while (v.misbehave < _MISBEHAVE_MAX && !streq(misbehave_table[v.misbehave], optarg))
-                                v.misbehave++;
-                        if (v.misbehave == _MISBEHAVE_MAX)
-                                r = log_error(-EINVAL, "--misbehave %s: no such fault", optarg);
                         break;
                 case 'h':
                         usage(stdout);
