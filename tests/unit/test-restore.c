@@ -227,6 +227,23 @@ static void add_host_with(int fd, size_t n, ...)
         va_end(ap);
 }
 
+static int record_of_devices(const char *session, const char *name, uint64_t serial, DeviceRecord *devices,
+                             size_t n_devices)
+{
+        MachineRecord m = {
+                .name = (char *) name,
+                .secret = (char *) ID,
+                .session = (char *) session,
+                .serial = serial,
+                .devices = devices,
+                .n_devices = n_devices,
+        };
+        int fd;
+
+        ck_assert_int_eq(luv_machine_record_write(&m, &fd), 0);
+        return fd;
+}
+
 static int record_in(const char *session, const char *name, uint64_t serial, const char *plan,
                      const char *second_plan)
 {
@@ -234,20 +251,16 @@ static int record_in(const char *session, const char *name, uint64_t serial, con
                 { (char *) "0000:00:04.0", (char *) "null", (char *) "reset", (char *) plan },
                 { (char *) "0000:00:05.0", (char *) "null", (char *) "reset", (char *) second_plan },
         };
-        MachineRecord m = {
-                .name = (char *) name,
-                .secret = (char *) ID,
-                .session = (char *) session,
-                .serial = serial,
-                .devices = devices,
-                .n_devices = second_plan ? 2
-                             : plan      ? 1
-                                         : 0,
-        };
-        int fd;
 
-        ck_assert_int_eq(luv_machine_record_write(&m, &fd), 0);
-        return fd;
+        return record_of_devices(session, name, serial, devices, !plan ? 0 : !second_plan ? 1 : 2);
+}
+
+/* With a device that no other machine has. */
+static int record_with(const char *device, const char *session, const char *name, uint64_t serial)
+{
+        DeviceRecord d = { (char *) device, (char *) "null", (char *) "reset", (char *) "x" };
+
+        return record_of_devices(session, name, serial, &d, 1);
 }
 
 static int machine_record(const char *name, uint64_t serial, const char *plan, const char *second_plan)
@@ -320,17 +333,16 @@ START_TEST(no_machines)
 }
 END_TEST
 
-/* The record as another version of us would have written it, which says that we cannot read it. */
-static int of_the_future(int fd)
+/* The record with N bytes at OFFSET changed. */
+static int changed(int fd, size_t offset, size_t n)
 {
         _cleanup_close_ int record_fd = fd;
         uint8_t document[4096];
-        ssize_t n = pread(record_fd, document, sizeof(document), 0);
+        ssize_t size = pread(record_fd, document, sizeof(document), 0);
 
-        ck_assert_int_gt(n, 12);
-        /* Version and lowest reader come after the magic. */
-        memset(document + 8, 99, 4);
-        fd = luv_memfd_sealed("future", document, (size_t) n);
+        ck_assert_int_ge(size, (ssize_t) (offset + n));
+        memset(document + offset, 99, n);
+        fd = luv_memfd_sealed("changed", document, (size_t) size);
         ck_assert_int_ge(fd, 0);
         return fd;
 }
@@ -338,17 +350,22 @@ static int of_the_future(int fd)
 /* Each in its own way: and the last one is fine all the same. */
 START_TEST(stranded)
 {
+        static const char *const untouched[] = { "0000:00:06.0", "0000:00:07.0", "0000:00:08.0" };
         _cleanup_close_ int nonsense = make_memfd("nonsense", "nonsense");
 
-        add_host(8, "rebind", "verify", "plugin", "damaged", "other", "lost", "well", "future");
+        add_host(9, "rebind", "verify", "plugin", "nonsense", "other", "lost", "well", "future", "damaged");
         add_machine("rebind", 1, "x", "no rebind");
         add_machine("verify", 2, "no verify", NULL);
         add_machine("plugin", 3, "no plugin", NULL);
-        add_session("luvfio-damaged-1", LUVFIO_MACHINE_TOKEN(4), nonsense);
-        add_session("luvfio-other-1", LUVFIO_MACHINE_TOKEN(5), machine_record("well", 7, NULL, NULL));
+        add_session("luvfio-nonsense-1", LUVFIO_MACHINE_TOKEN(4), nonsense);
+        add_session("luvfio-other-1", LUVFIO_MACHINE_TOKEN(5),
+                    record_with(untouched[0], "luvfio-well-1", "well", 7));
         add_machine("well", 7, "x", NULL);
+        /* Version and lowest reader come after the magic. */
         add_session("luvfio-future-1", LUVFIO_MACHINE_TOKEN(8),
-                    of_the_future(machine_record("future", 8, "x", NULL)));
+                    changed(record_with(untouched[1], "luvfio-future-1", "future", 8), 8, 4));
+        add_session("luvfio-damaged-1", LUVFIO_MACHINE_TOKEN(9),
+                    changed(record_with(untouched[2], "luvfio-damaged-1", "damaged", 9), 100, 1));
         TAKE_FD(nonsense);
         boot(NULL);
         run();
@@ -362,7 +379,7 @@ START_TEST(stranded)
                                      "device 0000:00:04.0: Connection refused\n"));
         ck_assert_ptr_nonnull(
                         strstr(told,
-                               "stranded damaged session: the machine record has 8 bytes, too few for its "
+                               "stranded nonsense session: the machine record has 8 bytes, too few for its "
                                "header\n"));
         ck_assert_ptr_nonnull(
                         strstr(told,
@@ -372,11 +389,17 @@ START_TEST(stranded)
         ck_assert_ptr_nonnull(strstr(told,
                                      "stranded future session: the machine record was written in version "
                                      "25443, which asks for a reader of version 25443; this is 1\n"));
+        ck_assert_ptr_nonnull(strstr(
+                        told,
+                        "stranded damaged session: the machine record is damaged: its checksum is wrong\n"));
         ck_assert_ptr_nonnull(strstr(told, "gone lost\n"));
         ck_assert_ptr_nonnull(strstr(told, "ready well luvfio-well-1\n"));
         ck_assert_str_eq(strstr(told, "done"), "done record session\n");
         /* The healthy device of a machine that has another one is not verified for nothing, nor left out. */
         ck_assert_ptr_nonnull(strstr(told, "rebind 0000:00:05.0\n"));
+        /* Nobody touches a device of which only an unreadable record, or another machine's, tells. */
+        for (size_t i = 0; i < ELEMENTSOF(untouched); i++)
+                ck_assert_ptr_null(strstr(told, untouched[i]));
 }
 END_TEST
 
@@ -403,6 +426,7 @@ START_TEST(of_another_jump)
                                "machine numbered, session luvfio-numbered-1, number 9, where the host's has "
                                "numbered, number 2\n"));
         ck_assert_ptr_null(strstr(told, "rebind"));
+        ck_assert_ptr_null(strstr(told, "verify"));
         ck_assert_ptr_nonnull(strstr(told, "ready well luvfio-well-1\n"));
 }
 END_TEST
