@@ -163,6 +163,9 @@ void luv_update_tell(UpdateMachine *um, MachineEvent event, const char *reason);
 int luv_update_push_undo(Update *u, const char *what, UndoFunc func);
 /* The one way back. MACHINE may be NULL. Later reasons than the first are only logged. */
 void luv_update_fail(Update *u, UpdateMachine *um, const char *format, ...) _printf_(3, 4);
+/* The same, because of one of the machine's devices. */
+void luv_update_fail_device(UpdateMachine *um, const MachineDevice *device, const char *format, ...)
+                _printf_(3, 4);
 void luv_update_undo_done(Update *u);
 void luv_update_turn_back(Update *u);
 /* Begins the present state's work: BARRIER is called when all machines have done theirs. */

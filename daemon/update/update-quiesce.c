@@ -139,7 +139,8 @@ static void check_quiesced(UpdateMachine *um)
                 return;
         broken = find_broken_promise(m);
         if (broken) {
-                luv_update_fail(um->update, um,
+                luv_update_fail_device(
+                                um, broken,
                                 "device %s of machine %s would be reset, and its plugin promised \"%s\"",
                                 broken->address, m->name, broken->promise);
                 return;
@@ -168,8 +169,8 @@ static void fail_device(DeviceStep *d, const PluginResult *result)
 
         (void) luv_free_and_strdup(&device->reason,
                                    result->reason ? result->reason : strerror(-result->error));
-        luv_update_fail(d->um->update, d->um, "device %s of machine %s: %s", device->address, m->name,
-                        result->reason ? result->reason : strerror(-result->error));
+        luv_update_fail_device(d->um, device, "device %s of machine %s: %s", device->address, m->name,
+                               result->reason ? result->reason : strerror(-result->error));
 }
 
 static void on_planned(const PluginResult *result, void *userdata)

@@ -424,14 +424,9 @@ static void sacrifice(UpdateMachine *um, const char *reason)
         luv_update_set_step(um, STEP_NONE);
 }
 
-void luv_update_fail(Update *u, UpdateMachine *um, const char *format, ...)
+static void fail(Update *u, UpdateMachine *um, const MachineDevice *device, const char *format, va_list ap)
 {
-        _cleanup_free_ char *reason = NULL;
-        va_list ap;
-
-        va_start(ap, format);
-        reason = luv_strfv(format, ap);
-        va_end(ap);
+        _cleanup_free_ char *reason = luv_strfv(format, ap);
 
         if (u->aborting || u->state >= UPDATE_RESTORING || u->state == UPDATE_IDLE) {
                 luv_log_warning("Also: %s", reason ? reason : format);
@@ -447,11 +442,31 @@ void luv_update_fail(Update *u, UpdateMachine *um, const char *format, ...)
                        &(LogFields) {
                                        .update_id = u->id,
                                        .machine = um ? um->machine->name : NULL,
+                                       .device = device ? device->address : NULL,
+                                       .plugin = device ? device->plugin : NULL,
                                        .state = luv_update_state_to_string(u->state),
                        },
                        "The update is given up while %s: %s", luv_update_state_to_string(u->state),
                        reason ? reason : "out of memory");
         begin_abort(u, UPDATE_END_ABORTED, reason ? reason : "out of memory", um ? um->machine->name : NULL);
+}
+
+void luv_update_fail(Update *u, UpdateMachine *um, const char *format, ...)
+{
+        va_list ap;
+
+        va_start(ap, format);
+        fail(u, um, NULL, format, ap);
+        va_end(ap);
+}
+
+void luv_update_fail_device(UpdateMachine *um, const MachineDevice *device, const char *format, ...)
+{
+        va_list ap;
+
+        va_start(ap, format);
+        fail(um->update, um, device, format, ap);
+        va_end(ap);
 }
 
 int luv_update_abort(Update *u, const char *reason)

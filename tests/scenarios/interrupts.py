@@ -51,6 +51,9 @@ for vm in vm-igb vm-nvme; do
                         luvfioctl update /boot/vmlinuz-b --deadline=20
                 aborts=$((aborts + 1))
                 both $aborts "second layer, $vm, ${type#*:}"
+                check "second layer, $vm, ${type#*:}: the journal has machine, device, plugin and state" sh -c "
+                        journalctl -b -u luvfiod -q -o json LUVFIO_VM=$vm LUVFIO_DEVICE=$device | tail -n 1 |
+                        jq -e '.LUVFIO_PLUGIN == \"vfio-pci\" and .LUVFIO_STATE == \"quiescing\" and .LUVFIO_UPDATE_ID != null'"
         done
 
         # The third one: a plugin that does not look stands for none, and the kernel itself refuses.
