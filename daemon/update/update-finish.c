@@ -12,6 +12,18 @@
 /* Finishing: a machine's session when its VMM says that it runs, the host's when none is left that needs it.
  */
 
+/* Early in this process the rate of the TSC on this side was not known. */
+static int learn_tsc_rate(Update *u)
+{
+        TimelineAnchor now;
+        int r;
+
+        r = luv_timeline_anchor(&now);
+        if (r >= 0 && u->timeline.incoming.tsc_khz == 0)
+                u->timeline.incoming.tsc_khz = now.tsc_khz;
+        return r;
+}
+
 /* 0: not known. */
 static uint64_t blackout_of(Update *u, const Machine *m)
 {
@@ -43,6 +55,7 @@ static void machine_runs(UpdateMachine *um)
         }
         if (luv_strv_extend(&u->finished, m->name) < 0 || luv_update_write_journal(u) < 0)
                 luv_log_warning("That machine %s runs again is not noted for a restart of luvfiod", m->name);
+        (void) learn_tsc_rate(u);
         luv_log_struct(LOG_NOTICE,
                        &(LogFields) {
                                        .message_id = LUVFIO_MESSAGE_MACHINE_RESUMED,
@@ -251,16 +264,12 @@ static int make_report(Update *u, ReportResult result, Report **ret)
         _cleanup_(luv_report_freep) Report *report = NULL;
         size_t n = luv_machine_registry_size(u->config.machines);
         const Timeline *t = &u->timeline;
-        TimelineAnchor now;
         struct utsname name;
         int r;
 
-        /* By now the rate of the TSC is known on this side too. */
-        r = luv_timeline_anchor(&now);
+        r = learn_tsc_rate(u);
         if (r < 0)
                 return r;
-        if (u->timeline.incoming.tsc_khz == 0)
-                u->timeline.incoming.tsc_khz = now.tsc_khz;
         if (uname(&name) < 0)
                 return negative_errno();
         r = luv_report_new(strempty(u->id), result, NULL, strempty(u->from_kernel),
