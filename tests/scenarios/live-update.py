@@ -25,9 +25,10 @@ for i in Host Machine; do
         varlinkctl introspect unix:/run/luvfiod/org.luvfio.$i org.luvfio.$i >/tmp/$i.varlink
         check "org.luvfio.$i is described" grep -q "^interface org.luvfio.$i" /tmp/$i.varlink
         check "org.luvfio.$i: the description is valid" varlinkctl validate-idl /tmp/$i.varlink
+        # What has fields in a single line has no comments on them.
         check "org.luvfio.$i: every field and every value has a comment" awk '
-                /^method|^error|^type/ { open = 1 }
-                open && /^\t+[a-zA-Z_]+(:|,|$)/ && last !~ /#/ { print; bad = 1 }
+                /^(method|error|type)/ { open = 1; if (last !~ /^#/) { print; bad = 1 } }
+                /^[^#]*\([a-zA-Z]/ || open && /^\t+[a-zA-Z_]+(:|,|$)/ && last !~ /#/ { print; bad = 1 }
                 { last = $0 }
                 END { exit bad }' /tmp/$i.varlink
 done
@@ -47,6 +48,8 @@ check "Preserve with a memfd" varlinkctl call --push-fd=/proc/$!/fd/3 $machine o
 refused "Preserve with a file that is none" 1 'UnsupportedFileDescriptor' \
         varlinkctl call --push-fd=/etc/passwd $machine org.luvfio.Machine.Preserve \
         '{"machine":"by-hand","name":"file","kind":"memfd","fileDescriptor":0}'
+check "SetBlockers" varlinkctl call $machine org.luvfio.Machine.SetBlockers \
+        '{"machine":"by-hand","blockers":[{"message":"it stands on its head"}]}'
 for m in Prepared Quiesced Committed Resumed 'Retrieve'; do
         p='{"machine":"by-hand"}'
         [ $m = Retrieve ] && p='{"machine":"by-hand","name":"ram"}'
@@ -113,6 +116,15 @@ check "no session is stored any more" wait_for 20 sh -c '[ $(systemctl show -P N
 check "no unit failed" sh -c '[ -z "$(systemctl --failed --plain --no-legend | grep -E "luvfio|rogue")" ]'
 check "luvfiod said nothing bad" sh -c '! journalctl -b -u luvfiod -p err --no-pager -q | grep .'
 check "messages have their fields" sh -c 'journalctl -b -u luvfiod -o json -q | jq -se "[.[] | select(.LUVFIO_UPDATE_ID and .MESSAGE_ID)] | length > 3"'
+journalctl -o json -q LUVFIO_UPDATE_ID=$(luvfioctl history --json=short | jq -r '.updates[0].updateId') >/tmp/journal
+check "LUVFIO_STATE: messages of both kernels have it" jq -se 'map(.LUVFIO_STATE) | index("quiescing") and index("resuming")' /tmp/journal
+for vm in vm-igb vm-nvme; do
+        check "LUVFIO_VM, LUVFIO_SESSION: $vm's session in the kernel" jq -se --arg vm $vm \
+                'any(.LUVFIO_VM == $vm and (.LUVFIO_SESSION // "" | startswith("luvfio-\($vm)-")))' /tmp/journal
+        check "LUVFIO_DURATION_US: how long $vm stood" jq -se --arg vm $vm --slurpfile analysis /out/analyze.json \
+                '[.[] | select(.LUVFIO_VM == $vm and .LUVFIO_DURATION_US) | .LUVFIO_DURATION_US | tonumber] ==
+                 [$analysis[0] | .report // . | .machines[] | select(.machine == $vm) | .blackoutUSec]' /tmp/journal
+done
 check "messages are in the catalog" sh -c 'for i in $(journalctl -b -u luvfiod -o json -q | jq -r "select(.LUVFIO_UPDATE_ID) | .MESSAGE_ID // empty" | sort -u); do journalctl --list-catalog $i | grep -q . || exit 1; done'
 luvfioctl status
 """
