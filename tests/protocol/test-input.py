@@ -5,6 +5,7 @@
 import contextlib
 import os
 import random
+import re
 import signal
 import socket
 import threading
@@ -117,29 +118,44 @@ def huge_json():
             d.machine("Withdraw", {"machine": "vm1"})
 
 
+def is_like(value, good):
+    """Whether a value is of the type of one that is accepted. What is null may be left out, or is refused: both are right."""
+    if value is None:
+        return True
+    if isinstance(good, list) and isinstance(value, list):
+        return all(is_like(v, good[0]) for v in value)
+    return type(value) is type(good)
+
+
 @test
 def wrong_types():
     """every parameter of every method with a value of every wrong type"""
     values = [None, True, -1, 1 << 62, 1.5, 1e308, "", "x", "\u0000", "x" * 5000, [], [1], ["x"], {}, {"a": {"b": []}}]
+    kernel = {"kernelFileDescriptor": 0, "initrdFileDescriptor": 1, "commandLine": "x", "sacrifice": ["w1"]}
+    interactive = {"allowInteractiveAuthentication": False}
     methods = {
         "machine": {
             "Register": {"name": "w1", "secret": "x", "vmm": "x"},
             "Watch": {"name": "w1", "secret": "x"},
             "Preserve": {"machine": "w1", "name": "x", "kind": "memfd", "fileDescriptor": 0},
             "Prepared": {"machine": "w1"},
+            "SetBlockers": {"machine": "w1", "blockers": [{"message": "x", "remedy": "x"}]},
             "Quiesced": {"machine": "w1", "vcpusStoppedUSec": 1},
             "Committed": {"machine": "w1"},
             "Retrieve": {"machine": "w1", "name": "x"},
             "Resumed": {"machine": "w1", "vcpusRunningUSec": 1},
+            "Withdraw": {"machine": "w1"},
         },
         "host": {
-            "Check": {"kernelFileDescriptor": 0, "initrdFileDescriptor": 1, "commandLine": "x", "sacrifice": []},
-            "Stage": {"kernelFileDescriptor": 0, "initrdFileDescriptor": 1, "commandLine": "x", "sacrifice": []},
-            "Update": {"kernelFileDescriptor": 0, "dryRun": True, "deadlineUSec": 1, "fallback": "none"},
+            "Check": kernel,
+            "Stage": {**kernel, **interactive},
+            "Update": {**kernel, **interactive, "dryRun": True, "deadlineUSec": 1, "fallback": "none"},
+            "Abort": interactive,
             "History": {"limit": 1},
             "Analyze": {"updateId": "x"},
-            "Discard": {"machine": "x"},
-            "Describe": {}, "ListMachines": {}, "ListDevices": {}, "Abort": {},
+            "Discard": {"machine": "x", **interactive},
+            "Inhibit": {"who": "x", "why": "x", **interactive},
+            "Describe": {}, "ListMachines": {}, "ListDevices": {}, "Monitor": {},
         },
     }  # fmt: skip
     with Daemon() as d, d.no_leak():
@@ -148,12 +164,14 @@ def wrong_types():
         for interface, table in methods.items():
             path = d.machine_path if interface == "machine" else d.host_path
             prefix = MACHINE if interface == "machine" else HOST
+            text = varlink.call(path, "org.varlink.service.GetInterfaceDescription", {"interface": prefix[:-1]})["description"]
+            equal(sorted(table), sorted(re.findall(r"^method (\w+)", text, re.MULTILINE)), f"methods of {prefix}")
             for method, good in table.items():
                 for key in [*good, "unknownField"]:
                     for value in values:
                         with varlink.Connection(path) as c:
-                            more = method in ("Watch", "Stage", "Update")
-                            c.send(prefix + method, {**good, key: value}, [fd] if "ileDescriptor" in str(good) else (), more=more)
+                            more = method in ("Watch", "Stage", "Update", "Monitor", "Inhibit")
+                            c.send(prefix + method, {**good, key: value}, [fd] * str(good).count("ileDescriptor"), more=more)
                             try:
                                 reply = c.receive(timeout=10, check=False)
                             except varlink.Disconnected:
@@ -161,8 +179,9 @@ def wrong_types():
                                 equal(value, "\u0000", f"{method}: the connection was closed for a {key}")
                                 continue
                             reply.close()
-                            if key == "unknownField":
-                                true(reply.error, f"{method} took an unknown field")
+                            if key == "unknownField" or not is_like(value, good[key]):
+                                equal((reply.error, reply.get("parameter")), ("org.varlink.service.InvalidParameter", key),
+                                      f"{method} with {key} {value!r}")
         os.close(fd)
         d.wait_state("idle")
         for name in d.machines():
