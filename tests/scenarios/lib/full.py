@@ -42,10 +42,7 @@ def overlay():
     (tree / "usr/lib/rogue").mkdir(parents=True)
     (tree / "usr/lib/luvhost").mkdir(parents=True)
     (tree / "usr/lib/systemd/system").mkdir(parents=True)
-    installed = Path(scenario.TREE)
-    library = next(installed.glob("usr/lib/**/libluvfio.so")).parent
-    compile_c("rogue-vmm.c", tree / "usr/lib/rogue/rogue-vmm", HERE / "rogue-igb.c", f"-I{installed}/usr/include", f"-L{library}",
-              "-lluvfio", "-lsystemd", "-pthread")
+    compile_c("rogue-vmm.c", tree / "usr/lib/rogue/rogue-vmm", HERE / "rogue-igb.c", *libluvfio(), "-lsystemd", "-pthread")
     compile_c("legacy-kexec.c", tree / "usr/lib/rogue/legacy-kexec", "-static")
     for fault in ("eio", "busy", "dies"):
         compile_c(f"{fault}.c", tree / f"usr/lib/rogue/{fault}.so", "-shared", "-fPIC")
@@ -53,6 +50,14 @@ def overlay():
     shutil.copy(HERE.parents[1] / "lib/vmm.sh", tree / "usr/lib/luvhost/vmm.sh")
     (tree / "usr/lib/systemd/system/rogue@.service").write_text(UNIT)
     return tree
+
+
+def libluvfio():
+    """What a VMM is compiled with, as the installed library's pkg-config file has it."""
+    installed = Path(scenario.TREE)
+    found = next(installed.glob("usr/lib/**/libluvfio.pc")).parent
+    return subprocess.run(["pkg-config", "--cflags", "--libs", "libluvfio"], check=True, stdout=subprocess.PIPE, text=True, env={
+        **os.environ, "PKG_CONFIG_PATH": str(found), "PKG_CONFIG_SYSROOT_DIR": str(installed)}).stdout.split()
 
 
 def compile_c(source, to, *options):

@@ -22,9 +22,13 @@
  * QEMU's trace: 1 before Committed, 10 before the first thing that is done to it after the jump; 20 when a
  * machine with a device, of whatever kind, is told to resume and says nothing.
  *
- *     rogue-vmm --hold BDF       opens the device and holds it, without a word to luvfiod; "kvm": a KVM
- * machine rogue-vmm --claim NAME     tries to take the machine of that name; the exit code is 0 if that was
- * refused
+ *     rogue-vmm --hold BDF
+ *
+ * opens the device and holds it, without a word to luvfiod; "kvm": a KVM machine.
+ *
+ *     rogue-vmm --claim NAME
+ *
+ * tries to take the machine of that name; the exit code is 0 if that was refused.
  */
 
 #include <dirent.h>
