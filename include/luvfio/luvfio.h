@@ -215,8 +215,9 @@ void luvfio_detach_event(struct luvfio *l);
 
 /*
  * Hands an fd over: luvfiod gets a duplicate, the caller keeps his own. Name: 1 to 64 printable ASCII; a
- * known name replaces that fd. States: running, preparing, prepared; quiescing for kinds state and vfio.
- * ret_info may be NULL; its outcome is what this host promises for the next update.
+ * known name replaces that fd. States: running, preparing, prepared; quiescing for kinds state and vfio;
+ * aborting, for what was on its way: a state is dropped then. ret_info may be NULL; its outcome is what this
+ * host promises for the next update.
  */
 int luvfio_preserve(struct luvfio *l, const char *name, enum luvfio_kind kind, int fd,
                     const struct luvfio_fd **ret_info);
