@@ -201,6 +201,8 @@ def disk_full():
                 f.write(bytes(1 << 20))
             (v,) = d.update([v])
             equal(d.machines()["vm1"]["generation"], 1, "generation")
+            said = f"The report of update {d.last()['updateId']} cannot be kept in {folder}/history: No space left on device"
+            equal(d.log().count(said), 1, "how often it is said")
             os.truncate(f"{folder}/fill", 0)
             (v,) = d.update([v])
             equal([u["result"] for u in d.host("History")["updates"]][0], "done", "the next one is in the history")
