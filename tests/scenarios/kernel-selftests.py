@@ -52,7 +52,7 @@ def case(label, first, following):
     found = selftests.report(label, result, ["before", "after", "boot3"])
     if ours:
         suites = [s for s in re.findall(r"# (\w+): pass:(\d+) fail:(\d+)", result.serial()) if s[0] != "Totals"]
-        scenario.ok({"luo_file", "kho_record", "pci_liveupdate", "iommu_liveupdate"} <= {n for n, _, _ in suites} and
+        scenario.ok({"luo_file", "kho_record", "pci_liveupdate", "iommu_liveupdate", "vtd_liveupdate"} <= {n for n, _, _ in suites} and
                     all(int(p) > 0 and int(f) == 0 for _, p, f in suites),
                     f"{label}: KUnit: {', '.join(sorted({n for n, _, _ in suites}))}", suites)
     known = {name for _, name, _ in SINGLE + SLOW + IOMMU} | set(KEXEC) | ELSEWHERE

@@ -43,6 +43,7 @@ DEVICES = [
     ("igb 1", "msix", "FRAMES=1"),
     ("igb 2", "msix", "LEAVE=1"),
     ("igb 3", "msix", "ABANDON=1"),
+    ("igb 4", "msi", "FRAMES=1"),
     ("edu 1", "intx", ""),
     ("edu 2", "msi", ""),
 ]
@@ -97,6 +98,8 @@ def case(label, **kernels):
     scenario.ok(said.count("refused with 16") == len(DEVICES), f"{label}: refused as long as anything is on and not latched", said)
     scenario.ok(r.output("after").count("TEST PASSED") == len(DEVICES),
                 f"{label}: what was raised has arrived once, nothing else has", said)
+    arrived = re.findall(r"(\d+) events of the jump have arrived, each once", r.output("after"))
+    scenario.ok(arrived == [str(EVENTS), "1", "1"], f"{label}: of MSI-X {EVENTS}, of MSI that of a frame in the jump, of INTx one", said)
     # Its address in config space of the igb that QEMU has: 0x70. The two highest bits are Enable and Function Mask.
     flags = [int(v, 16) >> 14 for v in re.findall(r"pci_cfg_write igb \S+ @0x72 <- (0x\w+)",
                                                   "\n".join(running.between(r.trace(), 1, 2) or ["no marks"]))]
