@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 # pylint: disable=wrong-import-position
-from luvtest import progress, project  # noqa: E402
+from luvtest import progress, project, vmm  # noqa: E402
 from luvtest.paths import CACHE, CHECKOUT, TESTS  # noqa: E402
 
 LIB = TESTS / "lib"
@@ -83,11 +83,6 @@ def floor(out, kernel, rounds, machines):
             "floorPhasesUSec": {k: statistics.median(v) for k, v in phases.items()}}
 
 
-def reports(path, event):
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    return [line for line in lines if line["event"] == event]
-
-
 # Of these a VMM, the kernel or PID 1 would need as long without luvfiod; the others are luvfiod's own.
 OTHERS = {"VMM stops", "kernel", "PID 1", "VMM waits", "VMM resumes"}
 
@@ -132,7 +127,9 @@ def updates(out, kernel, rounds, machines):
 
     blackouts, phases, shares = [], {}, []
     for machine in (f"vm{i}" for i in range(1, machines + 1)):
-        stopped, resumed = (reports(files / f"{machine}.report", e) for e in ("quiesced", "resumed"))
+        stopped, resumed = (vmm.reports(files / f"{machine}.report", e) for e in ("quiesced", "resumed"))
+        if len(resumed) < rounds or not all(map(vmm.ran_on, resumed)):
+            raise progress.Failed(f"the device of {machine} did not run on each time; see {out}")
         for n in range(rounds):
             blackout = at(n + 2, resumed[n]["vcpusRunningUSec"]) - at(n + 1, stopped[n]["vcpusStoppedUSec"])
             report = json.loads((files / f"analyze-{n + 2}.json").read_text())

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 # pylint: disable=wrong-import-position
-from luvtest import progress, project  # noqa: E402
+from luvtest import progress, project, vmm  # noqa: E402
 from luvtest.paths import CACHE, TESTS  # noqa: E402
 
 LIB = TESTS / "lib"
@@ -49,18 +49,12 @@ def verdict(out, result):
          "its device works: " + ", ".join(f"{d['driver']} {d['bdf']}, {d.get('rounds', 0)} rounds of DMA compared"
                                           for d in devices),
          "its device does not work")
-    before = (out / "before.out").read_text(errors="replace") if (out / "before.out").exists() else ""
-    heard = sum(d.get("heard", 0) for d in devices)
-    for name, outcome in resumed.get("outcomes", {}).items():
-        if name.startswith("vfio-") and outcome == "reset":
-            need("will be reset on the way" in before, "its device was reset on the way, as luvfioctl check had said",
-                 "its device was reset, and luvfioctl check had not said so")
-        elif name.startswith("vfio-"):
-            need(heard, f"its device ran on: {heard} frames went from it into the machine's memory while it stood",
-                 "its device wrote nothing into the machine's memory while it stood")
-            told = sum(d.get("told", 0) for d in devices)
-            need(told == 1, "the interrupt that its device had held back has arrived once",
-                 f"an interrupt that its device should have held back has arrived {told} times")
+    heard, told = (sum(d.get(what, 0) for d in devices) for what in ("heard", "told"))
+    need(vmm.ran_on(resumed) and heard,
+         f"its device ran on: {heard} frames went from it into the machine's memory by DMA while it stood",
+         f"its device did not run on: {resumed.get('outcomes')}, {heard} frames")
+    need(told == 1, "the interrupt that its device had held back has arrived once",
+         f"an interrupt that its device should have held back has arrived {told} times")
     try:
         report = json.loads((out / "files/analyze.json").read_text())
         report = report.get("report", report)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 LIB = Path(__file__).resolve().parents[1] / "lib"
 sys.path.insert(0, str(LIB))
-from luvtest import scenario  # noqa: E402 pylint: disable=wrong-import-position
+from luvtest import scenario, vmm  # noqa: E402 pylint: disable=wrong-import-position
 
 MACHINES = ("vm1", "vm2")
 UPDATES = 10
@@ -56,10 +56,9 @@ r = scenario.host("host", "--quiet", "--image", "full", "--overlay", scenario.TR
                   *[f"sh:{SCRIPT}"] * (UPDATES + 1), first="debug", following="debug")
 scenario.ok(r.ok, f"{UPDATES} updates", r.why())
 for machine in MACHINES:
-    report = r.out / f"files/{machine}.report"
-    lines = [json.loads(x) for x in report.read_text().splitlines()] if report.exists() else []
-    good = [x for x in lines if x["event"] == "resumed" and x.get("stateSame") and x.get("checksumSame") and x.get("ok")]
-    scenario.ok(len(good) == UPDATES, f"{machine} resumed unharmed from each of them", "\n".join(map(json.dumps, lines)))
+    resumed = vmm.reports(r.out / f"files/{machine}.report", "resumed")
+    scenario.ok(len(resumed) == UPDATES and all(map(vmm.unharmed, resumed)), f"{machine} resumed unharmed from each of them",
+                "\n".join(map(json.dumps, resumed)))
 for boot in range(2, UPDATES + 2):
     leaks = r.out / f"files/leaks-{boot}"
     scenario.ok((r.out / f"files/looked-{boot}").exists(), f"no memory is lost in boot {boot}",

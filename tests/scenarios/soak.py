@@ -13,7 +13,7 @@ from pathlib import Path
 
 LIB = Path(__file__).resolve().parents[1] / "lib"
 sys.path.insert(0, str(LIB))
-from luvtest import scenario  # noqa: E402 pylint: disable=wrong-import-position
+from luvtest import scenario, vmm  # noqa: E402 pylint: disable=wrong-import-position
 
 UPDATES = 20
 MACHINES = 4
@@ -25,10 +25,8 @@ r = scenario.host("soak", "--quiet", "--image", "full", "--overlay", scenario.TR
                   "--file", f"{count}:/usr/lib/luvhost/machines", *[LIB / "bench/updates"] * (UPDATES + 1))
 scenario.ok(r.ok, f"{UPDATES} updates", r.why())
 for machine in (f"vm{i}" for i in range(1, MACHINES + 1)):
-    report = r.out / f"files/{machine}.report"
-    lines = [json.loads(x) for x in report.read_text().splitlines()] if report.exists() else []
-    resumed = [x for x in lines if x["event"] == "resumed"]
-    good = [x for x in resumed if x.get("stateSame") and x.get("checksumSame") and x.get("ok")]
+    resumed = vmm.reports(r.out / f"files/{machine}.report", "resumed")
+    good = [x for x in resumed if vmm.unharmed(x)]
     scenario.ok(len(resumed) == UPDATES and len(good) == UPDATES, f"{machine} resumed unharmed from each of them",
                 "\n".join(json.dumps(x) for x in resumed if x not in good))
 memory = [int(p.read_text().split()[-2]) for p in sorted(r.out.glob("files/memory-*"))]
