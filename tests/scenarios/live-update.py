@@ -41,8 +41,8 @@ for m in 'Abort {}' 'Analyze {}' 'Discard {"machine":"nobody"}'; do
 done
 check "Check with a kernel's fd" varlinkctl call --push-fd=/boot/vmlinuz-b $host org.luvfio.Host.Check '{"kernelFileDescriptor":0}'
 check "Register" varlinkctl call $machine org.luvfio.Machine.Register '{"name":"by-hand"}'
-python3 -c 'import os, time; os.memfd_create("hand"); os.ftruncate(3, 4096); time.sleep(1000)' &
-sleep 1
+python3 -c 'import os, time; os.ftruncate(os.memfd_create("hand"), 4096); os.dup2(3, 4); time.sleep(1000)' &
+wait_for 20 test -e /proc/$!/fd/4
 check "Preserve with a memfd" varlinkctl call --push-fd=/proc/$!/fd/3 $machine org.luvfio.Machine.Preserve \
         '{"machine":"by-hand","name":"ram","kind":"memfd","fileDescriptor":0}'
 refused "Preserve with a file that is none" 1 'UnsupportedFileDescriptor' \
@@ -67,6 +67,21 @@ check "it is no more" update_is idle
 check "Update, as a dry run" varlinkctl --more call --push-fd=/boot/vmlinuz-b $host org.luvfio.Host.Update \
         '{"kernelFileDescriptor":0,"dryRun":true}'
 check "which takes back what it did" update_is idle
+
+# What an iommufd has that cannot be preserved is known before anything stops.
+check "Register again" varlinkctl call $machine org.luvfio.Machine.Register '{"name":"by-hand"}'
+/usr/lib/map-anonymous &
+wait_for 20 grep -q '^SigBlk:.*200$' /proc/$!/status
+for f in 3:memfd 4:iommufd; do
+        check "Preserve with a ${f#*:}" varlinkctl call --push-fd=/proc/$!/fd/${f%:*} $machine org.luvfio.Machine.Preserve \
+                '{"machine":"by-hand","name":"'${f#*:}'","kind":"'${f#*:}'","fileDescriptor":0}'
+done
+refused "check says what is mapped, and where" 3 'machine by-hand cannot be preserved: .*anonymous memory.* iova 0x123000' \
+        luvfioctl check /boot/vmlinuz-b
+kill -USR1 $!
+check "and nothing when it is not any more" wait_for 20 sh -c '! luvfioctl check /boot/vmlinuz-b | grep iova'
+check "Withdraw" varlinkctl call $machine org.luvfio.Machine.Withdraw '{"machine":"by-hand"}'
+kill $!
 
 # Two machines.
 vfio-bind $(bdf igb) $(bdf nvme)
@@ -104,6 +119,7 @@ done
 check "the update is over" wait_for 60 update_is idle
 for vm in vm-igb vm-nvme; do
         check "$vm: RAM and device are right" sh -c "grep '\"resumed\"' /var/log/$vm.json | tail -n 1 | jq -e '.ok and .checksumSame and .stateSame'"
+        check "$vm: its device ran on" sh -c "grep '\"resumed\"' /var/log/$vm.json | tail -n 1 | jq -e '[.outcomes | to_entries[] | select(.key | startswith(\"vfio-\")).value] == [\"preserved\"]'"
         check "$vm: nothing failed" sh -c "! grep '\"failed\"' /var/log/$vm.json"
         check "$vm: unit is active" systemctl is-active luvfio-example-vmm@$vm
 done
@@ -136,7 +152,8 @@ echo "# luvfioctl update ended with $?"
 """
 
 result = full.run("live-update", "--device", "igb", "--device", "nvme", "-m", "3072", "--script-deadline", "240",
-                  "--trace", "pci_cfg_write", "--trace", "vtd_ir_irte_get", "--trace", "vtd_frr_new", "--outside", LIB / "force-irq",
+                  "--file", f"{LIB}/map-anonymous:/usr/lib/map-anonymous", "--outside", LIB / "force-irq",
+                  "--trace", "pci_cfg_write", "--trace", "vtd_ir_irte_get", "--trace", "vtd_frr_new",
                   scripts=[BEFORE, AFTER, CHECK.replace("@JUMPS@", "2")])
 full.report(result, ["before", "after", "boot3"])
 releases = [b["release"] for b in result.json["boots"]]
