@@ -98,8 +98,8 @@ done
 all_well killed
 check "killed: nothing blocks an update" wait_for 20 luvfioctl check /boot/vmlinuz-b
 
-# It is killed while it captures its guest: before QEMU stops, when QEMU is about to send its state, when it has done so.
-for at in begun channel document; do
+# It is killed while it captures its guest: before QEMU stops, when QEMU is about to send its state, does so, and has done so.
+for at in begun channel splice document; do
         for vm in disk net; do
                 printf %s $at >/run/dies.$vm
                 old=$(agent $vm)
