@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# scenario: devices behind an IOMMU run through two live updates with their iommufds; what is not preserved reaches nothing
-# timeout: 2400
+# scenario: devices behind an IOMMU run through live updates with their iommufds; what is not preserved reaches nothing
+# timeout: 3600
 
 import re
 import sys
@@ -11,15 +11,21 @@ from pathlib import Path
 LIB = Path(__file__).resolve().parent / "lib"
 sys.path.insert(0, str(LIB))
 import running  # noqa: E402 pylint: disable=wrong-import-position
-from running import scenario  # noqa: E402 pylint: disable=wrong-import-position
+from running import matches, scenario  # noqa: E402 pylint: disable=wrong-import-position
 
-# What the IOMMU is like, and what the kernels have to be told of it.
+SCALABLE = "intel_iommu=on,sm_on"
+# What the IOMMU is like, what the kernels have to be told of it, whether the virtio-rng shares its context table with the edu (then
+# it also comes before others, one of which would get its domain id if that was free), and whether there is a second update.
 CASES = {
-    "legacy": (["intremap=on", "caching-mode=on"], ""),
-    "39 bits": (["intremap=on", "aw-bits=39"], ""),
-    "second stage": (["intremap=on", "caching-mode=on", "scalable-mode=on"], "intel_iommu=on,sm_on"),
-    "first stage": (["intremap=on", "scalable-mode=on", "fsts=on"], "intel_iommu=on,sm_on"),
+    "legacy": (["intremap=on", "caching-mode=on"], "", True, True),
+    "39 bits": (["intremap=on", "aw-bits=39"], "", False, scenario.FULL),
+    "second stage": (["intremap=on", "caching-mode=on", "scalable-mode=on"], SCALABLE, True, scenario.FULL),
+    "first stage": (["intremap=on", "scalable-mode=on", "fsts=on"], SCALABLE, False, True),
 }
+# What the IOMMU says in the trace if there is no context table for a device, and if there is no entry in it.
+NO_ROOT_ENTRY, NO_CONTEXT_ENTRY = "1", "2"
+# Milliseconds from one buffer of the virtio-rng to the next.
+PERIOD, PERIOD_DEBUG = 800, 4000
 # In the first update the files of one device are retrieved through that of the device, which is attached to a HWPT of its own.
 DEVICES = {"igb": "HWPT=1 ORDER=cdev", "virtio-rng": "COUNTS=1"}
 
@@ -29,95 +35,126 @@ path() {
 }
 """
 
-BEFORE = COMMON + "path\n" + "".join(f"vfio-bind $(bdf {d})\n{e} ./vfio_pci_iommufd_test -s 1 $(bdf {d})\n" for d, e in DEVICES.items()) + """
+# Whoever looks at the IOMMU's tables at a mark has half a second to do so.
+BEFORE = COMMON + "path\n" + "".join(f"vfio-bind $(bdf {d})\n{e} ./vfio_pci_iommufd_test -s 1 $(bdf {d})\n"
+                                     for d, e in DEVICES.items()) + """
+mark 3
+sleep 0.5
 mark 1
 exec jump /boot/vmlinuz-b
 """
 
 
-def after(marks, then):
-    lines = "".join(f"MARK='mark {mark}' {e} {then} ./vfio_pci_iommufd_test -s 2 $(bdf {d}) 2>&1 | sed 's|^|{d}: |'\n"
+def after(marks, again=""):
+    lines = "".join(f"MARK='mark {mark}; sleep 0.5' {e} {again} ./vfio_pci_iommufd_test -s 2 $(bdf {d}) 2>&1 | sed 's|^|{d}: |'\n"
                     for mark, (d, e) in zip(marks, DEVICES.items()))
     return COMMON + "path\ndmesg | grep -E 'DMAR|iommufd|liveupdate' || true\n" + lines
 
 
-AFTER = after((10, 11), "AGAIN=1") + """
+AGAIN = after((10, 11), "AGAIN=1") + """
+mark 4
+sleep 0.5
 mark 2
 exec jump /boot/vmlinuz-a
 """
-LAST = after((20, 21), "")
+# Of each jump: the stage after it, the mark when all devices are taken over, and those at which the IOMMU's tables are looked at:
+# before the jump, and when one device is taken over.
+JUMPS = {1: ("after", 11, (3, 10)), 2: ("boot3", 21, (4, 20))}
 
 
 def address(text, device):
-    """Bus, device and function as QEMU's trace has them."""
-    m = re.search(rf"^path {device} \S*\w{{4}}:(\w\w):(\w\w)\.(\w)$", text, re.MULTILINE)
-    return tuple(int(x, 16) for x in m.groups()) if m else None
+    """As QEMU's trace has it."""
+    m = re.search(rf"^path {device} \S*\w{{4}}:(\w\w:\w\w\.\w)$", text, re.MULTILINE)
+    return m and m[1]
 
 
-def check_jump(label, r, trace, first, last, stage, where):
+def check_jump(label, r, jump, last_jump, where, reason):
     def ok(condition, what, detail):
-        return scenario.ok(condition, f"{label}: {what}", detail)
+        return scenario.ok(condition, f"{label}: jump {jump}: {what}", detail)
 
-    text = r.output(stage)
-    lines = running.between(trace, first, last)
-    if not ok(lines is not None, f"jump {first} is in the trace", r.why()):
+    stage, last, _ = JUMPS[jump]
+    text, trace = r.output(stage), r.trace()
+    lines = running.between(trace, jump, last)
+    if not ok(lines is not None, "it is in the trace", r.why()):
         return
+    before = trace[:trace.index(lines[0])]
+    preserved = [where[d] for d in DEVICES]
     for device in DEVICES:
         said = "".join(re.findall(rf"^{device}: (.*\n)", text, re.MULTILINE))
         # In the middle it ends as in the beginning: all is preserved again.
-        passed = "You may now perform kexec reboot" if stage == "after" else "TEST PASSED"
-        ok(passed in said and "Bail out" not in said, f"jump {first}: {device} and its iommufd are as they were, its memory too", said)
-    off = [line for line in lines if re.search(r"vtd_(dmar|ir)_enable enable 0", line)]
-    ok(not off, f"jump {first}: neither translation nor interrupt remapping was ever off", "\n".join(off))
-    roots = {m[1] for line in trace if (m := re.search(r"vtd_reg_dmar_root addr (0x\w+)", line))}
-    moved = [line for line in lines if "vtd_reg_dmar_root" in line]
-    ok(not moved, f"jump {first}: the root table stayed where it was", f"{roots}\n" + "\n".join(moved))
-    sids = {d: b << 8 | s << 3 | f for d, (b, s, f) in where.items()}
-    faults = [line for line in lines if (m := re.search(r"vtd_dmar_fault sid (0x\w+)", line)) and int(m[1], 16) != sids["edu"]]
-    ok(not faults, f"jump {first}: no device that was preserved has met a fault", "\n".join(faults[:20]))
-    switched = [line for line in lines if (m := re.search(r"vtd_switch_address_space Device (\w\w):(\w\w)\.(\w) .*enabled=0", line))
-                and tuple(int(x, 16) for x in m.groups()) in [where[d] for d in DEVICES]]
-    ok(not switched, f"jump {first}: none had another address space for a moment", "\n".join(switched))
+        passed = "TEST PASSED" if jump == last_jump else "You may now perform kexec reboot"
+        ok(passed in said and "Bail out" not in said, f"{device} and its iommufd are as they were, its memory too", said)
+    for what, register in (("translation", "dmar"), ("interrupt remapping", "ir")):
+        switch = rf"vtd_{register}_enable enable"
+        ok(matches(before, f"{switch} 1") and not matches(lines, f"{switch} 0"), f"{what}, which was on, was never off",
+           "\n".join(matches(trace, switch)))
+    roots = matches(trace, r"vtd_reg_dmar_root")
+    ok(len({re.search(r"addr (0x\w+)", line)[1] for line in roots}) == 1 and matches(before, r"vtd_reg_dmar_root") and
+       not matches(lines, r"vtd_reg_dmar_root"), "the root table stayed where it was", "\n".join(roots))
+    faults = [(int(sid, 16), why) for sid, why in re.findall(r"vtd_dmar_fault sid (0x\w+) fault (\w+)", "\n".join(lines))]
+    edu = running.requester(where["edu"])
+    ok({sid for sid, _ in faults} <= {edu}, "no device that was preserved has met a fault", faults)
+    ok({why for sid, why in faults if sid == edu} == {reason}, f"the edu has met fault {reason}", faults)
+    switch = r"vtd_switch_address_space Device {} .*enabled="
+    ok(all(matches(before, switch.format(bdf) + "1") and not matches(lines, switch.format(bdf) + "0") for bdf in preserved),
+       "none of them had another address space for a moment", "\n".join(matches(trace, "vtd_switch_address_space")))
     for device, pattern in (("igb", r"igb_rx_desc_buff_write"), ("virtio-rng", r"virtio_rng_pushed")):
-        n, pause = running.longest_pause(lines, pattern, last)
-        n = sum(bool(re.search(pattern, line)) for line in lines)
-        ok(n > 0, f"jump {first}: {device} has written to memory {n} times in the blackout", pause)
+        n = len(matches(lines, pattern))
+        ok(n > 0, f"{device} has written to memory {n} times in the blackout", running.longest_pause(lines, pattern, last)[1])
 
 
-def case(label, iommu, cmdline):
+def check_tables(label, said, jump, preserved):
+    """Of what the outside script has seen in the IOMMU's tables."""
+    def ok(condition, what):
+        return scenario.ok(condition, f"{label}: jump {jump}: {what}", said)
+
+    marks = JUMPS[jump][2]
+    before, within, later = (running.translations(said, when) for when in (f"mark {marks[0]}", f"jump {jump}", f"mark {marks[1]}"))
+    kept = {bdf: before.get(bdf) for bdf in preserved}
+    ok(None not in kept.values() and within == kept, "the IOMMU has entries of what was preserved, and of nobody else")
+    ok({bdf: later.get(bdf) for bdf in kept} == kept, "when the next kernel runs, they have the domain ids and page tables that they had")
+    others = {n for bdf, (n, _) in later.items() if bdf not in kept}
+    ok(others and not others & {n for n, _ in filter(None, kept.values())}, f"none of these ids is one of the {len(others)} of others")
+
+
+def case(label, name, first="a", following="b"):
+    iommu, cmdline, shared, twice = CASES[name]
+    jumps = [1, 2] if twice and first == "a" else [1]
     numbers = running.OUT / "numbers"
     numbers.write_bytes(b"".join(n.to_bytes(8, "little") for n in range(1 << 14)))
-    outside = running.OUT / "outside.sh"
-    outside.write_text(f"#!/bin/sh\n{running.frames(period=1, burst=1)} & p=$!\ntrap 'kill $p' TERM\n"
-                       f"{LIB}/force-dma &\nq=$!\ntrap 'kill $p $q' TERM\nwait\n")
-    outside.chmod(0o755)
+    marks = " ".join(str(m) for jump in jumps for m in JUMPS[jump][2])
+    outside = running.outside(running.frames(period=1, burst=1), f"{LIB}/force-dma {marks}")
     arguments = [x for p in iommu for x in ("--iommu", p)]
     if cmdline:
         arguments += ["--append", cmdline]
     for event in ("pci_cfg_write", "virtio_rng_pushed", "virtio_set_status", "igb_rx_desc_buff_write", "vtd_dmar_enable", "vtd_ir_enable",
                   "vtd_dmar_fault", "vtd_reg_dmar_root", "vtd_switch_address_space"):
         arguments += ["--trace", event]
+    period = PERIOD_DEBUG if first == "debug" else PERIOD
+    scripts = [BEFORE] + ([AGAIN, after((20, 21))] if len(jumps) == 2 else [after((10, 11))])
     # Of few letters, since there is a socket in a folder of that name
-    r = scenario.host(re.sub(r"\W+", "-", label), "--quiet", "--file", f"{running.selftests()}:/st", *arguments, "--outside", outside,
+    r = scenario.host(re.sub(r"\W+", "-", label), "--quiet", "--file", f"{running.selftests(first)}:/st", *arguments,
+                      *running.debug(first), "--outside", outside,
                       "--qemu=-object", f"--qemu=rng-random,id=numbers,filename={numbers}", "--device", "igb", "--device", "edu@root",
-                      "--device", "virtio-rng,max-bytes=64,period=2000,rng=numbers",
-                      "sh:" + BEFORE, "sh:" + AFTER, "sh:" + LAST)
+                      "--device", f"virtio-rng,max-bytes=64,period={period},rng=numbers@{'root' if shared else 'root-port'}",
+                      *["sh:" + s for s in scripts], first=first, following=following)
     before, trace = r.output("before"), r.trace()
-    scenario.ok(r.ok, f"{label}: two live updates", r.why())
+    scenario.ok(r.ok, f"{label}: {len(jumps)} live updates", r.why())
     where = {d: address(before, d) for d in [*DEVICES, "edu"]}
     # The kernel says of the edu what QEMU does.
-    splats = [line for line in r.splats() if "DMAR" not in line]
+    splats = running.splats(r, where["edu"])
     scenario.ok(not splats, f"{label}: the kernels complain of nothing", "\n".join(splats[:20]))
     if not scenario.ok(all(where.values()), f"{label}: the devices are there", before):
         return
-    for first, last, stage in ((1, 11, "after"), (2, 21, "boot3")):
-        check_jump(label, r, trace, first, last, stage, where)
+    said = (r.out / "outside.out").read_text(errors="replace")
+    for jump in jumps:
+        check_jump(label, r, jump, jumps[-1], where, NO_CONTEXT_ENTRY if shared else NO_ROOT_ENTRY)
+        check_tables(label, said, jump, [where[d] for d in DEVICES])
     for device, mark in zip(DEVICES, (10, 11)):
         path = re.search(rf"^path {device} (\S+)", before, re.MULTILINE)[1]
         found = running.writes(trace, path, mark)
         scenario.ok(not found, f"{label}: nothing was written to {device}, nor to what is above it", "\n".join(found))
-    said = (r.out / "outside.out").read_text(errors="replace")
-    scenario.ok(re.findall(r"the edu has (.*)", said) == ["written nothing"] * 2,
+    scenario.ok(re.findall(r"the edu has (.*)", said) == ["written nothing"] * len(jumps),
                 f"{label}: the edu, which was told to do DMA in each blackout, has reached nothing", said)
 
 
@@ -129,7 +166,10 @@ def control():
     scenario.ok(r.ok and "the edu has written memory" in said, "without an IOMMU it has", f"{said}\n{r.why()}")
 
 
-for name, (properties, command_line) in CASES.items():
-    case(name, properties, command_line)
+for kind in CASES:
+    case(kind, kind)
 control()
+if scenario.FULL:
+    for kind in ("second stage", "first stage"):
+        case(f"debug, {kind}", kind, first="debug", following="debug")
 scenario.done()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""For outside scripts: QEMU's control connections, and the moment of the jump."""
+"""For outside scripts: QEMU's control connections, what is in the IOMMU's tables, and the moment of the jump."""
 
 import json
 import os
@@ -86,12 +86,65 @@ class Qtest:
         self(f"write {address:#x} {len(data):#x} 0x{data.hex()}")
 
 
-def wait_for_jump(number=1):
+# Register of the IOMMU: where its root table is, and whether it is one of scalable mode.
+ROOT, SCALABLE = 0xFED90000 + 0x20, 0x400
+PRESENT, ADDRESS = 1, (1 << 52) - (1 << 12)
+PGTT, FIRST_STAGE = 7 << 6, 1 << 6
+
+
+def translations(qtest):
+    """What the IOMMU has for requests without PASID: domain id and page tables by (bus, slot, function). The machine has
+    to stand."""
+    def table(entry, width):
+        data = bytes.fromhex(qtest(f"read {entry & ADDRESS:#x} 0x1000")[2:])
+        return [int.from_bytes(data[n:n + width], "little") for n in range(0, len(data), width)]
+
+    def first(entry, width):
+        return table(entry, width)[0] if entry & PRESENT else 0
+
+    root = int(qtest(f"readq {ROOT:#x}"), 0)
+    scalable = bool(root & SCALABLE)
+    found = {}
+    for bus, entry in enumerate(table(root, 16)):
+        for half in range(2 if scalable else 1):
+            if not entry >> 64 * half & PRESENT:
+                continue
+            for n, context in enumerate(table(entry >> 64 * half, 32 if scalable else 16)):
+                devfn = 0x80 * half + n
+                if scalable:
+                    # By way of its PASID directory and its PASID table.
+                    context = first(first(context, 8), 64)
+                    domain_id, tables = context >> 64, context >> 128 if context & PGTT == FIRST_STAGE else context
+                else:
+                    domain_id, tables = context >> 72, context
+                if context & PRESENT:
+                    found[bus, devfn >> 3, devfn & 7] = domain_id & 0xFFFF, tables & ADDRESS
+    return found
+
+
+def wait_for(variable, pattern, number=1):
+    """Until so much is in a file that is known by its variable."""
     while True:
         try:
-            with open(os.environ["LUV_SERIAL"], errors="replace") as f:
-                if len(re.findall(r"Starting new kernel", f.read())) >= number:
+            with open(os.environ[variable], errors="replace") as f:
+                if len(re.findall(pattern, f.read())) >= number:
                     return
         except FileNotFoundError:
             pass
         time.sleep(0.01)
+
+
+def wait_for_jump(number=1):
+    wait_for("LUV_SERIAL", r"Starting new kernel", number)
+
+
+def wait_for_mark(number):
+    wait_for("LUV_TRACE", rf"pci_cfg_write pci-testdev \S+ @0xc <- {number:#x}\n")
+
+
+def say_translations(when, qmp, qtest):
+    qmp("stop")
+    found = translations(qtest)
+    qmp("cont")
+    for (bus, slot, function), (domain_id, tables) in found.items():
+        print(f"{when}: {bus:02x}:{slot:02x}.{function} has domain id {domain_id}, page tables at {tables:#x}", flush=True)

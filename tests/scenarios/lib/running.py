@@ -46,6 +46,14 @@ while True:
     time.sleep(max(0, t - time.monotonic()))
 """
 
+# Two scripts beside each other.
+BOTH = """#!/bin/sh
+FIRST & p=$!
+SECOND & q=$!
+trap 'kill $p $q' TERM
+wait
+"""
+
 
 def frames(period=PERIOD, burst=BURST):
     """The outside script that sends frames to every igb."""
@@ -55,16 +63,33 @@ def frames(period=PERIOD, burst=BURST):
     return path
 
 
+def outside(first, second):
+    """The outside script that is both of two."""
+    path = OUT / "outside.sh"
+    path.write_text(BOTH.replace("FIRST", str(first)).replace("SECOND", str(second)))
+    path.chmod(0o755)
+    return path
+
+
+def translations(said, when):
+    """What an outside script has said that the IOMMU has: domain id and page tables by device."""
+    return {bdf: (int(n), tables) for bdf, n, tables in
+            re.findall(rf"^{when}: (\S+) has domain id (\d+), page tables at (\S+)", said, re.MULTILINE)}
+
+
 def selftests(variant="a"):
     return os.environ.get("LUV_SELFTESTS") or scenario.kernel(variant) / "selftests"
 
 
+def debug(first):
+    """What the test host has to be told if it is the debug kernel: KASAN makes minutes of seconds."""
+    return ["-m", "6144", "--append", scenario.DEBUG_CMDLINE, "--boot-deadline", "600", "--jump-deadline", "600",
+            "--script-deadline", "1200"] if first == "debug" else []
+
+
 def host(name, *arguments, first="a", following="b"):
-    command = ["--quiet", "--no-iommu", "--append", "vfio.enable_unsafe_noiommu_mode=1", "--file", f"{selftests(first)}:/st"]
-    if first == "debug":
-        # KASAN makes minutes of seconds.
-        command += ["-m", "6144", "--append", scenario.DEBUG_CMDLINE, "--boot-deadline", "600", "--jump-deadline", "600",
-                    "--script-deadline", "1200"]
+    command = ["--quiet", "--no-iommu", "--append", "vfio.enable_unsafe_noiommu_mode=1", "--file", f"{selftests(first)}:/st",
+               *debug(first)]
     return scenario.host(name, *command, *arguments, first=first, following=following)
 
 
@@ -75,6 +100,22 @@ def swap(size=64 << 20):
         f.truncate(size)
     return ["--device", "virtio-blk-pci,drive=swap,serial=luvswap@root",
             "--qemu=-drive", f"--qemu=if=none,id=swap,file={path},format=raw,cache=unsafe"]
+
+
+def splats(result, bdf):
+    """What the kernels complain of, without the faults of one device; each is announced."""
+    return [line for line in result.splats()
+            if f"Request device [0000:{bdf}] fault addr" not in line and "DRHD: handling fault status reg" not in line]
+
+
+def requester(bdf):
+    """Bus, slot and function as the IOMMU has them."""
+    bus, slot, function = (int(x, 16) for x in re.split("[:.]", bdf))
+    return bus << 8 | slot << 3 | function
+
+
+def matches(lines, pattern):
+    return [line for line in lines if re.search(pattern, line)]
 
 
 def is_mark(line, number):
