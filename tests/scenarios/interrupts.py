@@ -19,6 +19,11 @@ vfio-bind $igb $nvme
 must "machine with an igb" vmm vm-igb --device $igb
 must "machine with an NVMe" vmm vm-nvme --device $nvme
 must "nothing blocks an update" luvfioctl check /boot/vmlinuz-b
+# Behind an IOMMU whose iommufd is not handed over
+cp /tmp/said /tmp/checked
+for device in $igb $nvme; do
+        check "check names $device as a device that will be reset" grep "Device $device of machine .* will be reset on the way" /tmp/checked
+done
 mark 1
 
 # both WHAT: after a refusal both run, as luvfiod, the units and the VMMs themselves have it.
