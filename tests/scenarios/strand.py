@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
-# scenario: a VMM that does not come back, a device that was swapped, changed, or is gone: stranded and reported, the others go on
+# scenario: a VMM that does not come back, a device that was swapped, changed, moved, or is gone: stranded and reported, the others go on
 # timeout: 600
 
 import os
@@ -13,20 +13,22 @@ import full  # noqa: E402 pylint: disable=wrong-import-position
 from full import scenario  # noqa: E402 pylint: disable=wrong-import-position
 
 LIB = Path(__file__).resolve().parent / "lib"
-MAC = "mac=52:54:00:6c:76:02"
-# Each device is behind a root port of its own: rp0, rp1...
-DEVICES = ["igb", "nvme", "nvme", f"e1000e,{MAC}@root-port"]
-CHANGES = ["rp1:nvme0=virtio-rng-pci", "rp2:nvme1", f"rp3:e1000e0=e1000e,{MAC},subsys=4660"]
+MAC, OTHER = "mac=52:54:00:6c:76:02", "mac=52:54:00:6c:76:03"
+# Each device is behind a root port of its own: rp0, rp1... And one more port, with nothing in it.
+DEVICES = ["igb", "nvme", "nvme", f"e1000e,{MAC}", f"e1000e,{OTHER}", "pcie-root-port,chassis=50,slot=50"]
+CHANGES = ["rp1:nvme0=virtio-rng-pci", "rp2:nvme1", f"rp3:e1000e0=e1000e,{MAC},subsys=4660",
+           f"rp4:e1000e1=e1000e,netdev=net-e1000e1,{OTHER}@pcie-root-port0"]
 
 BEFORE = r"""
 resume_deadline 10
 luvfiod_up
-igb=$(bdf igb) nvme=$(bdf nvme 1) gone=$(bdf nvme 2) e1000e=$(bdf 8086:10d3)
-vfio-bind $igb $nvme $gone $e1000e
+igb=$(bdf igb) nvme=$(bdf nvme 1) gone=$(bdf nvme 2) e1000e=$(bdf e1000e) moved=$(bdf e1000e 2)
+vfio-bind $igb $nvme $gone $e1000e $moved
 must "machine that will be late" vmm late --device $igb
 must "machine whose device will be another" vmm swapped --device $nvme
 must "machine whose device will be gone" vmm taken --device $gone
 must "machine whose device will have changed" vmm changed --device $e1000e
+must "machine whose device will be elsewhere" vmm moved --device $moved
 must "machine without a device" vmm good
 must "another that will never come back" vmm lost
 orders late silent-resume
@@ -40,11 +42,21 @@ AFTER = r"""
 check "good is finished" wait_for 40 grep -q "^good: finished" /var/log/rogue-good.log
 check "the update is over" wait_for 40 update_is idle
 check "good runs" machine_is good running
-for vm in late swapped taken changed lost; do
-        check "$vm is stranded" machine_is $vm stranded
-        machine_field $vm reason | sed "s/^/# $vm: /"
-done
-for vm in swapped taken changed; do
+# stranded NAME REASON
+stranded() {
+        check "$1 is stranded" machine_is $1 stranded
+        machine_field $1 reason >/tmp/reason
+        sed "s/^/# $1: /" /tmp/reason
+        check "$1: the reason is the right one" grep -E "$2" /tmp/reason
+}
+stranded late 'its VMM did not come back and resume within 10 seconds'
+stranded lost 'its VMM did not come back and resume within 10 seconds'
+stranded swapped 'there is another device now: 1af4:1044 .*, it was 1b36:0010 '
+stranded changed 'there is another device now: 8086:10d3 subsystem 8086:1234 .*, it was 8086:10d3 subsystem 8086:0000 '
+stranded taken 'it is not there any more'
+stranded moved 'it is not there any more'
+check "where the moved device is now it is like any other" grep -qx none /sys/bus/pci/devices/$(bdf e1000e 2)/liveupdate/state
+for vm in swapped taken changed moved; do
         device=$(sed 's/.*--device //' /etc/rogue/$vm.env)
         check "the $vm device is named" sh -c "luvfioctl machines --json=short | jq -re '.machines[] | select(.name == \"$vm\") | .reason' | grep -F $device"
         refused "$vm: a VMM may not have it" 1 'FAILED|tranded' sh -c "systemctl restart rogue@$vm; sleep 2; tail -n 3 /var/log/rogue-$vm.log; exit 1"
@@ -69,13 +81,13 @@ mark 22
 check "late: RAM is identical" test "$(said late 'ram identical')" -eq 1
 
 # The others are given up.
-systemctl disable --now rogue@lost rogue@swapped rogue@taken rogue@changed 2>/dev/null
+systemctl disable --now rogue@lost rogue@swapped rogue@taken rogue@changed rogue@moved 2>/dev/null
 before=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)
-for vm in lost swapped taken changed; do
+for vm in lost swapped taken changed moved; do
         check "$vm is given up" luvfioctl discard $vm
 done
 refused "discard of a machine that is not stranded" 1 'good' luvfioctl discard good
-check "all are gone" sh -c '! luvfioctl machines | grep -E "lost|swapped|taken|changed"'
+check "all are gone" sh -c '! luvfioctl machines | grep -E "lost|swapped|taken|changed|moved"'
 sleep 1
 after=$(awk '/^MemAvailable/ { print $2 }' /proc/meminfo)
 check "their memory is free again ($before kB, then $after kB)" test $after -gt $((before + 30000))
@@ -109,5 +121,7 @@ if scenario.ok(stranded is not None, "both marks are in the trace"):
     scenario.ok(not found, f"nothing is written to the stranded device, nor is it reset ({len(stranded)} lines of trace)",
                 "\n".join(found[:10]))
 scenario.ok(full.resets(full.between(result.trace(), 21, 22) or []), "its return did reset it, and the trace shows it")
-scenario.ok("swapped" in said, "one device was swapped, one taken out of its slot while the kernel was replaced", said)
+scenario.ok("swapped" in said, "devices were swapped, taken out of their slots or moved while the kernel was replaced", said)
+faults = [line for line in result.trace() if "vtd_dmar_fault" in line]
+scenario.ok(not faults, "no device did DMA where it may not", "\n".join(faults[:10]))
 scenario.done()
