@@ -111,5 +111,4 @@ with concurrent.futures.ThreadPoolExecutor(2) as pool:
     client = pool.submit(run, "client", two, one, [CLIENT])
 full.report(server.result(), ["before", "after"], "host ")
 full.report(client.result(), ["before"], "other ")
-scenario.ok(not server.result().splats(), "the kernels complain of nothing", "\n".join(server.result().splats()[:20]))
 scenario.done()

@@ -136,5 +136,4 @@ full.report(result, ["before", "after"] + [f"boot{i + 1}" for i in range(2, UPDA
 guest.judge(result, GAP, UPDATES + 1)
 resets = full.resets(full.between(result.trace(), 1, 2) or ["the marks are missing (resettable_"])
 scenario.ok(not resets, "no device was reset", "\n".join(resets[:20]))
-scenario.ok(not result.splats(), "the kernels complain of nothing", "\n".join(result.splats()[:20]))
 scenario.done()

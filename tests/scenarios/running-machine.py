@@ -121,7 +121,6 @@ result = full.run("running-machine", "--no-iommu", "--append", "vfio.enable_unsa
                   running.frames(period=PERIOD, burst=1), "--script-deadline", "300", scripts=[BEFORE, AFTER, LAST])
 full.report(result, ["before", "after", "boot3"])
 before, trace = result.output("before"), result.trace()
-scenario.ok(not result.splats(), "the kernels complain of nothing", "\n".join(result.splats()[:20]))
 path = (re.search(r"^path (\S+)", before, re.MULTILINE) or ["", "none"])[1]
 found = running.writes(trace, path, 10)
 scenario.ok(path.count("/") > 4 and not found, "nothing is written to the igb, nor to the root port above it, from the jump until its VMM does",

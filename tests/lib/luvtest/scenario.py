@@ -114,13 +114,16 @@ class Result:
         return path.read_text(errors="replace").splitlines() if path.exists() else []
 
     def serial(self):
-        return (self.out / "serial.log").read_text(errors="replace")
+        path = self.out / "serial.log"
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def splats(self):
         """What the kernels complained about."""
         return [line for line in self.serial().splitlines() if re.search(
             r"BUG:|WARNING:|KASAN|UBSAN|Oops|general protection|INFO: (task|rcu)|possible .*(deadlock|recursi)|"
-            r"DMAR:.*fault|Bad page", line)]
+            r"DMAR:.*fault|Bad page|nobody cared|unchecked MSR access|"
+            # After these lockdep does not look any more.
+            r"trying to register non-static key|turning off the locking correctness validator", line)]
 
     def why(self):
         """For a failed test: what the test host said last."""

@@ -72,13 +72,15 @@ def run(name, *arguments, scripts, **parameters):
                          *arguments, *texts, **parameters)
 
 
-def report(result, stages, prefix=""):
-    """Every check inside, and the run itself."""
+def report(result, stages, prefix="", allowed="(?!)"):
+    """Every check inside, the run itself, and that the kernels complained of nothing but what is ALLOWED (a pattern)."""
     for number, stage in enumerate(stages):
         found = scenario.subtests(f"{prefix}{stage}", result.output(stage))
         scenario.ok(found > 0, f"{prefix}{stage} ran",
                     result.why() if number == 0 or result.output(stages[number - 1]) else "")
     scenario.ok(result.ok, f"{prefix}the run", result.why())
+    splats = [line for line in result.splats() if not re.search(allowed, line)]
+    scenario.ok(not splats, f"{prefix}the kernels complain of nothing", "\n".join(splats[:20]))
     if not result.ok or "not ok" in "".join(result.output(s) for s in stages):
         for stage in stages:
             for line in result.output(stage).splitlines():
