@@ -28,6 +28,13 @@ ALLOWED = {
     ("pcie-root-port", 0x04, 0x107): "command: INTx not disabled any more; I/O, memory, bus master and SERR stay on",
 }
 
+# For a shell: notes in /tmp/events what state devices come to be in.
+EVENTS = """
+events() {
+        uevent sh -c 'test -z "$LIVEUPDATE_STATE" || echo "event ${DEVPATH##*/} $LIVEUPDATE_STATE" >>/tmp/events'
+}
+"""
+
 # To the n-th igb go frames of 64 + 16 n bytes, by which the trace tells them apart. The bytes are what the selftest expects.
 FRAMES = """#!/usr/bin/env python3
 import os, socket, time
