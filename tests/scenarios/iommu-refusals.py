@@ -25,8 +25,9 @@ REFUSE = {
     "REFUSE=cdev": ("is attached to an iommufd that is preserved, and is not preserved itself", "22"),
     "IRQS=1 BDF2=$other": ("live update refused: INTx interrupts are on", "16"),
 }
-# Milliseconds from one buffer to the next of those that are abandoned: they have eight. And of the other one.
-PERIOD, PERIOD_DEBUG, PERIOD_OF_PAIR = 3000, 12000, 500
+# Seconds from one frame to the next, and from one of eight buffers to the next, of what is abandoned. What has come before the
+# igb is up, it gets at once: there must be descriptors left.
+PACE, PACE_DEBUG = (1, 3), (4, 15)
 
 COMMON = """
 set -e
@@ -76,7 +77,7 @@ ABANDON={how} $t -s 2 $d
 [ ! -e $pci/$d ] || state 'abandoned {d}:' $d
 """ for d, how in ABANDON.items()) + f"""
 mark 10
-sleep {3 * period // 1000}
+sleep {2 * period}
 mark 11
 MARK='mark 12; sleep 1' BDF2=$other $t -s 2 $pair
 echo 1 >/sys/bus/pci/rescan
@@ -84,8 +85,8 @@ echo 1 >/sys/bus/pci/rescan
 d=$(bdf {d})
 vfio-bind $d
 $t -s 1 $d
-""" for d in ABANDON) + """
-sleep 2
+""" for d in ABANDON) + f"""
+sleep {period + 1}
 mark 13
 """
 
@@ -100,14 +101,14 @@ def case(label, iommu, **kernels):
         return scenario.ok(condition, f"{label}: {what}", detail)
 
     first = kernels.get("first", "a")
-    period = PERIOD_DEBUG if first == "debug" else PERIOD
+    seconds, period = PACE_DEBUG if first == "debug" else PACE
     arguments = ["--file", f"{running.selftests(first)}:/st", *iommu, *running.debug(first)]
     for event in ("pci_cfg_write", "virtio_rng_pushed", "igb_rx_desc_buff_write", "vtd_dmar_enable", "vtd_dmar_fault"):
         arguments += ["--trace", event]
-    for device in ["igb", *[f"virtio-rng,max-bytes=64,period={p}" for p in (period, period, PERIOD_OF_PAIR)], "edu"]:
+    for device in ["igb", *[f"virtio-rng,max-bytes=64,period={p}" for p in (period * 1000, period * 1000, 500)], "edu"]:
         arguments += ["--device", device]
     r = scenario.host(label, "--quiet", *arguments, "--outside",
-                      running.outside(running.frames(period=1, burst=1), f"{LIB}/look-at-tables 4 10 12"),
+                      running.outside(running.frames(period=seconds, burst=1), f"{LIB}/look-at-tables 4 10 12"),
                       "sh:" + BEFORE, "sh:" + after(period), **kernels)
     before, text, trace = r.output("before"), r.output("after"), r.trace()
     ok(r.ok, "a live update, when all has been set right", r.why())

@@ -24,8 +24,9 @@ CASES = {
 }
 # What the IOMMU says in the trace if there is no context table for a device, and if there is no entry in it.
 NO_ROOT_ENTRY, NO_CONTEXT_ENTRY = "1", "2"
-# Milliseconds from one buffer of the virtio-rng to the next.
-PERIOD, PERIOD_DEBUG = 800, 4000
+# Seconds from one frame to the next, and milliseconds from one buffer of the virtio-rng to the next. What has come before the igb
+# is up, it gets at once: there must be descriptors left.
+PACE, PACE_DEBUG = (1, 800), (4, 4000)
 # In the first update the files of one device are retrieved through that of the device, which is attached to a HWPT of its own.
 DEVICES = {"igb": "HWPT=1 ORDER=cdev", "virtio-rng": "COUNTS=1"}
 
@@ -123,14 +124,14 @@ def case(label, name, first="a", following="b"):
     numbers = running.OUT / "numbers"
     numbers.write_bytes(b"".join(n.to_bytes(8, "little") for n in range(1 << 14)))
     marks = " ".join(str(m) for jump in jumps for m in JUMPS[jump][2])
-    outside = running.outside(running.frames(period=1, burst=1), f"{LIB}/force-dma {marks}")
+    seconds, period = PACE_DEBUG if first == "debug" else PACE
+    outside = running.outside(running.frames(period=seconds, burst=1), f"{LIB}/force-dma {marks}")
     arguments = [x for p in iommu for x in ("--iommu", p)]
     if cmdline:
         arguments += ["--append", cmdline]
     for event in ("pci_cfg_write", "virtio_rng_pushed", "virtio_set_status", "igb_rx_desc_buff_write", "vtd_dmar_enable", "vtd_ir_enable",
                   "vtd_dmar_fault", "vtd_reg_dmar_root", "vtd_switch_address_space"):
         arguments += ["--trace", event]
-    period = PERIOD_DEBUG if first == "debug" else PERIOD
     scripts = [BEFORE] + ([AGAIN, after((20, 21))] if len(jumps) == 2 else [after((10, 11))])
     # Of few letters, since there is a socket in a folder of that name
     r = scenario.host(re.sub(r"\W+", "-", label), "--quiet", "--file", f"{running.selftests(first)}:/st", *arguments,

@@ -142,9 +142,6 @@ def wait_for_mark(number):
     wait_for("LUV_TRACE", rf"pci_cfg_write pci-testdev \S+ @0xc <- {number:#x}\n")
 
 
-def say_translations(when, qmp, qtest):
-    qmp("stop")
-    found = translations(qtest)
-    qmp("cont")
-    for (bus, slot, function), (domain_id, tables) in found.items():
+def say_translations(when, qtest):
+    for (bus, slot, function), (domain_id, tables) in translations(qtest).items():
         print(f"{when}: {bus:02x}:{slot:02x}.{function} has domain id {domain_id}, page tables at {tables:#x}", flush=True)
