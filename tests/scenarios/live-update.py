@@ -70,8 +70,8 @@ check "which takes back what it did" update_is idle
 
 # What an iommufd has that cannot be preserved is known before anything stops.
 check "Register again" varlinkctl call $machine org.luvfio.Machine.Register '{"name":"by-hand"}'
-/usr/lib/map-anonymous &
-wait_for 20 grep -q '^SigBlk:.*200$' /proc/$!/status
+/usr/lib/rogue/map-anonymous >/tmp/anonymous &
+wait_for 20 grep -q mapped /tmp/anonymous
 for f in 3:memfd 4:iommufd; do
         check "Preserve with a ${f#*:}" varlinkctl call --push-fd=/proc/$!/fd/${f%:*} $machine org.luvfio.Machine.Preserve \
                 '{"machine":"by-hand","name":"'${f#*:}'","kind":"'${f#*:}'","fileDescriptor":0}'
@@ -152,8 +152,7 @@ echo "# luvfioctl update ended with $?"
 """
 
 result = full.run("live-update", "--device", "igb", "--device", "nvme", "-m", "3072", "--script-deadline", "240",
-                  "--file", f"{LIB}/map-anonymous:/usr/lib/map-anonymous", "--outside", LIB / "force-irq",
-                  "--trace", "pci_cfg_write", "--trace", "vtd_ir_irte_get", "--trace", "vtd_frr_new",
+                  "--outside", LIB / "force-irq", "--trace", "pci_cfg_write", "--trace", "vtd_ir_irte_get", "--trace", "vtd_frr_new",
                   scripts=[BEFORE, AFTER, CHECK.replace("@JUMPS@", "2")])
 # The one interrupt for which faults were switched on: see below.
 full.report(result, ["before", "after", "boot3"], allowed=r"DMAR: (DRHD: handling fault status|\[INTR-REMAP\])")
