@@ -43,8 +43,8 @@ def overlay():
     (tree / "usr/lib/luvhost").mkdir(parents=True)
     (tree / "usr/lib/systemd/system").mkdir(parents=True)
     compile_c("rogue-vmm.c", tree / "usr/lib/rogue/rogue-vmm", HERE / "rogue-igb.c", *libluvfio(), "-lsystemd", "-pthread")
-    for program in ("legacy-kexec", "map-anonymous"):
-        compile_c(f"{program}.c", tree / f"usr/lib/rogue/{program}", "-static")
+    compile_c("map-anonymous.c", tree / "usr/lib/rogue/map-anonymous", *libluvfio())
+    compile_c("legacy-kexec.c", tree / "usr/lib/rogue/legacy-kexec", "-static")
     for fault in ("eio", "busy", "dies"):
         compile_c(f"{fault}.c", tree / f"usr/lib/rogue/{fault}.so", "-shared", "-fPIC")
     shutil.copy(HERE / "guest.sh", tree / "usr/lib/rogue/guest.sh")

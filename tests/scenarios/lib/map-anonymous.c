@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
 /*
- * In the host: has a memfd (3) and an iommufd (4), with a page of anonymous memory at iova 0x123000 until
- * SIGUSR1 comes.
+ * Machine anonymous: a VMM that hands a memfd and an iommufd over, with a page of anonymous memory at iova
+ * 0x123000 until SIGUSR1 comes.
  */
 
 #include <fcntl.h>
 #include <linux/iommufd.h>
+#include <luvfio/luvfio.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -37,6 +38,7 @@ int main(void)
                                       .length = PAGE,
                                       .iova = IOVA };
         struct iommu_ioas_unmap unmap = { .size = sizeof(unmap), .iova = IOVA, .length = PAGE };
+        struct luvfio *l = NULL;
         void *page = begin();
         sigset_t signals;
         int signal;
@@ -51,7 +53,11 @@ int main(void)
         map.user_va = (uintptr_t) page;
         if (ioctl(iommufd, IOMMU_IOAS_MAP, &map) < 0)
                 return EXIT_FAILURE;
-        puts("mapped");
+        if (luvfio_new(&l, "anonymous") < 0 || luvfio_register(l) < 0 ||
+            luvfio_preserve(l, "ram", LUVFIO_KIND_MEMFD, memfd, NULL) < 0 ||
+            luvfio_preserve(l, "iommu", LUVFIO_KIND_IOMMUFD, iommufd, NULL) < 0)
+                return EXIT_FAILURE;
+        puts("preserved");
         (void) fflush(stdout);
         (void) sigwait(&signals, &signal);
         if (ioctl(iommufd, IOMMU_IOAS_UNMAP, &unmap) < 0)

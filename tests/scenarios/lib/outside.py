@@ -63,16 +63,20 @@ class Qtest:
             if words and words[0] in ("FAIL", "ERR"):
                 raise SystemExit(f"qtest: {text}: {words}")
 
-    def address(self, where, offset):
+    def config(self, where, offset, access, value=""):
+        """Between the two accesses that this takes the machine may be in the middle of its own: where that was stays."""
         bus, device, function = where
+        own = self("inl 0xcf8")
         self(f"outl 0xcf8 {1 << 31 | bus << 16 | device << 11 | function << 8 | offset & 0xfc:#x}")
-        return 0xCFC + (offset & 3)
+        result = self(f"{access} {0xCFC + (offset & 3):#x} {value}".strip())
+        self(f"outl 0xcf8 {own}")
+        return result
 
     def config_read(self, where, offset, size="w"):
-        return int(self(f"in{size} {self.address(where, offset):#x}"), 0)
+        return int(self.config(where, offset, f"in{size}"), 0)
 
     def config_write(self, where, offset, value):
-        self(f"outw {self.address(where, offset):#x} {value:#x}")
+        self.config(where, offset, "outw", f"{value:#x}")
 
     def capability(self, where, wanted):
         at = self.config_read(where, 0x34, "b")
