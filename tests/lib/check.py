@@ -102,7 +102,9 @@ def meson_tests(results, name, folder, full):
         environment["LUVFIOD_TEST_MACHINES"] = "1000"
     multiplier = "20" if full else "4" if "sanitizers" in name else "2"
     progress.run(f"meson test ({name})",
-                 ["meson", "test", "-C", str(folder), "--no-rebuild", "--timeout-multiplier", multiplier],
+                 # They mostly wait.
+                 ["meson", "test", "-C", str(folder), "--no-rebuild", "--timeout-multiplier", multiplier,
+                  "--num-processes", str(2 * (os.cpu_count() or 1))],
                  log=WORK / f"test-{name}.log", check=False, env=environment)
     if not log.exists():
         results.add(f"{name}/meson-test", "failed", "meson test wrote no results",
@@ -333,7 +335,9 @@ def scenarios(results, full, environment):
     if not found:
         return
     memory = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) >> 20
-    jobs = 2 if (os.cpu_count() or 1) >= 2 and memory >= 6 else 1
+    # A test host takes half a CPU, for it waits a lot, and some 3 GiB. Those that may take longest come first.
+    jobs = max(1, min(memory // 3, (os.cpu_count() or 1) * 3 // 2))
+    found.sort(key=lambda s: -s.timeout)
     done = 0
     with progress.Step(f"scenarios in the test host ({len(found)})") as step:
         step.at(0, len(found))

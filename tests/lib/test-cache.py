@@ -268,7 +268,7 @@ class Kernel:
         (kernel / "patches/0001-main.patch").write_text(PATCH.format(file="main.c", old="one", new="ONE").replace(
             "@@ -1 +1 @@\n-one\n+ONE\n", "@@ -1,3 +1,3 @@\n-one\n+ONE\n two\n three\n"))
         (kernel / "test-host.patch").write_text(PATCH.format(file="host.c", old="four", new="FOUR"))
-        for name in ("common", "series", "a"):
+        for name in ("common", "series", "a", "errors"):
             (kernel / f"config/{name}.config").write_text(f"CONFIG_{name.upper()}=y\n")
         stub(folder, "apt-cache", f'echo "  Candidate: $(cat "{folder}/version")"')
         stub(folder, "apt-get", f'touch a.deb\necho >>"{folder}/downloads"')
