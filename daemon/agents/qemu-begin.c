@@ -73,6 +73,14 @@ bool luv_qemu_comes_in(const QemuMachine *m)
         return s == LUVFIO_STATE_RESTORING || s == LUVFIO_STATE_RESUMING || s == LUVFIO_STATE_STRANDED;
 }
 
+static int note_new(const QemuProcess *process, bool whole, void *userdata)
+{
+        const QemuMachine *m = userdata;
+        _cleanup_free_ char *path = luv_qemu_path(m, "qmp.sock");
+
+        return path ? write_note(m, process, NOTE_RUNS, path) : -ENOMEM;
+}
+
 static int start_new(QemuMachine *m, char **ret_reason)
 {
         _cleanup_free_ char *path = luv_qemu_path(m, "qmp.sock"), *cwd = getcwd(NULL, 0);
@@ -90,7 +98,9 @@ static int start_new(QemuMachine *m, char **ret_reason)
                                           .cwd = cwd,
                                           .monitor_fd = monitor_fd,
                                           .main_fd = -EBADF,
-                                          .cpr_fd = -EBADF },
+                                          .cpr_fd = -EBADF,
+                                          .note = note_new,
+                                          .userdata = m },
                            &m->process, ret_reason);
         safe_close(monitor_fd);
         if (r < 0)

@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/pidfd.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 #include "agents/qemu-process.h"
@@ -310,13 +311,16 @@ static int build_argv(const QemuStart *s, char ***ret)
 }
 
 /* In the child; does not return. */
-static void execute(const QemuStart *s, char **argv, int error_fd)
+static void execute(const QemuStart *s, char **argv, int parent_fd)
 {
         sigset_t none;
         int error;
+        char word;
 
         sigemptyset(&none);
         (void) sigprocmask(SIG_SETMASK, &none, NULL);
+        if (read(parent_fd, &word, sizeof(word)) != sizeof(word))
+                _exit(127);
         if ((s->cwd && chdir(s->cwd) < 0) || luv_fd_set_cloexec(s->monitor_fd, false) < 0 ||
             (s->cpr_fd >= 0 &&
              (luv_fd_set_cloexec(s->cpr_fd, false) < 0 || luv_fd_set_cloexec(s->main_fd, false) < 0)))
@@ -325,44 +329,63 @@ static void execute(const QemuStart *s, char **argv, int error_fd)
                 (void) execvp(argv[0], argv);
                 error = errno;
         }
-        (void) luv_write_all(error_fd, &error, sizeof(error));
+        (void) luv_write_all(parent_fd, &error, sizeof(error));
         _exit(127);
+}
+
+/* The child ends if CHILD_FD, which this takes, is closed before it is let go. */
+static int note_and_let_go(const QemuStart *start, QemuProcess *p, int child_fd, char **ret_reason)
+{
+        _cleanup_close_ int fd = child_fd;
+        int error = 0, r;
+
+        /* It is our child: the pid is its own until it is waited for. */
+        p->pidfd = pidfd_open(p->pid, 0);
+        if (p->pidfd < 0)
+                return luv_reason(ret_reason, negative_errno(), "process %i: %s", (int) p->pid,
+                                  strerror(errno));
+        r = start->note ? start->note(p, false, start->userdata) : 0;
+        if (r < 0)
+                return luv_reason(ret_reason, r, "QEMU (pid %i) cannot be noted: %s", (int) p->pid,
+                                  strerror(-r));
+        /* Closed without a word where the program is executed. */
+        if (send(fd, "", 1, MSG_NOSIGNAL) != 1 || read(fd, &error, sizeof(error)) != 0)
+                return luv_reason(ret_reason, error > 0 ? -error : -EIO, "%s cannot be started: %s",
+                                  start->argv[0], strerror(error > 0 ? error : EIO));
+        return 0;
 }
 
 int luv_qemu_start(const QemuStart *start, QemuProcess *ret, char **ret_reason)
 {
         _cleanup_(luv_qemu_process_done) QemuProcess p = QEMU_PROCESS_NULL;
         _cleanup_strv_ char **argv = NULL;
-        int error[2], failed = 0, r;
+        int pair[2], r;
 
         r = build_argv(start, &argv);
         if (r >= 0)
                 r = luv_strv_copy(start->argv, &p.argv);
         if (r >= 0)
                 r = luv_free_and_strdup(&p.cwd, start->cwd);
-        if (r >= 0 && pipe2(error, O_CLOEXEC) < 0)
+        if (r >= 0 && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
                 r = negative_errno();
         if (r < 0)
                 return r;
         p.pid = fork();
-        if (p.pid == 0)
-                execute(start, argv, error[1]);
-        if (p.pid < 0)
-                r = negative_errno();
-        safe_close(error[1]);
-        if (p.pid > 0 && read(error[0], &failed, sizeof(failed)) == sizeof(failed)) {
+        if (p.pid == 0) {
+                safe_close(pair[0]);
+                execute(start, argv, pair[1]);
+        }
+        r = p.pid < 0 ? negative_errno() : 0;
+        safe_close(pair[1]);
+        if (r < 0) {
+                safe_close(pair[0]);
+                return luv_reason(ret_reason, r, "fork: %s", strerror(-r));
+        }
+        r = note_and_let_go(start, &p, pair[0], ret_reason);
+        if (r < 0) {
                 (void) waitpid(p.pid, NULL, 0);
-                r = failed > 0 ? -failed : -EIO;
+                return r;
         }
-        safe_close(error[0]);
-        if (r >= 0) {
-                /* It is our child: the pid is its own until it is waited for. */
-                p.pidfd = pidfd_open(p.pid, 0);
-                if (p.pidfd < 0)
-                        r = negative_errno();
-        }
-        if (r < 0)
-                return luv_reason(ret_reason, r, "%s cannot be started: %s", start->argv[0], strerror(-r));
         *ret = p;
         p = QEMU_PROCESS_NULL;
         return 0;

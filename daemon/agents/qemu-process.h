@@ -53,9 +53,16 @@ typedef struct QemuStart {
         int monitor_fd;           /* listening */
         int cpr_fd;               /* listening, or negative: a new machine, not one that comes in */
         int main_fd;              /* connected, with cpr_fd */
+        /* Called before the program is executed, which it is not if this fails. WHOLE is false. Or NULL.
+         * -errno. */
+        int (*note)(const QemuProcess *process, bool whole, void *userdata);
+        void *userdata;
 } QemuStart;
 
-/* -errno; with a sentence. That the program could not be executed comes as -errno, too. */
+/*
+ * -errno; with a sentence. That the program could not be executed comes as -errno, too. Who starts it may be
+ * killed at any time: it is either noted or not executed.
+ */
 int luv_qemu_start(const QemuStart *start, QemuProcess *ret, char **ret_reason);
 
 /* Takes from ARGV what luv_qemu_start() adds, and all else that says how a machine begins. */

@@ -244,7 +244,9 @@ static int start(const QemuReplay *p, Sockets *s, QemuProcess *ret, char **ret_r
                                           .machine_type = p->document->machine_type,
                                           .monitor_fd = s->monitor_fd,
                                           .main_fd = s->main_fd,
-                                          .cpr_fd = s->cpr_fd },
+                                          .cpr_fd = s->cpr_fd,
+                                          .note = p->note,
+                                          .userdata = p->userdata },
                            ret, ret_reason);
         /* So that whoever waits at them hears of its end. */
         s->monitor_fd = safe_close(s->monitor_fd);
@@ -404,9 +406,7 @@ int luv_qemu_replay(const QemuReplay *p, QemuProcess *ret, Qmp **ret_qmp, char *
                 r = start(p, &s, &process, ret_reason);
         if (r < 0)
                 return r;
-        r = note(p, &process, false, ret_reason);
-        if (r >= 0)
-                r = feed(p, &s, &cpr, &process, &q, ret_reason);
+        r = feed(p, &s, &cpr, &process, &q, ret_reason);
         (void) unlink(s.cpr);
         if (r < 0) {
                 if (luv_qemu_process_is_ending(&process) && ret_reason) {

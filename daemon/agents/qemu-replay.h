@@ -34,7 +34,7 @@ typedef struct QemuReplay {
         size_t n_held;
         const char *runtime_dir; /* for its sockets: qmp.sock, which stays, and cpr.sock */
         uint64_t deadline;
-        /* That there is a process; and, before its vCPUs run, that it is whole. May be NULL. -errno. */
+        /* That there will be a QEMU; and, before its vCPUs run, that it is whole. May be NULL. -errno. */
         int (*note)(const QemuProcess *process, bool whole, void *userdata);
         void *userdata;
 } QemuReplay;
