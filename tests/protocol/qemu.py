@@ -163,7 +163,12 @@ class Process:
             os.kill(self.pid, number)
 
     def fds(self):
-        return {int(n): os.readlink(f"/proc/{self.pid}/fd/{n}") for n in os.listdir(f"/proc/{self.pid}/fd")}
+        found = {}
+        for n in os.listdir(f"/proc/{self.pid}/fd"):
+            # Closed in this moment
+            with contextlib.suppress(FileNotFoundError):
+                found[int(n)] = os.readlink(f"/proc/{self.pid}/fd/{n}")
+        return found
 
     def zombies(self):
         """Those of its children that nobody has waited for."""
