@@ -93,7 +93,7 @@ chmod 755 /usr/lib/wrapped/qemu
 systemctl enable --quiet --now virtlogd.socket libvirtd.socket luvfio-libvirt.service
 """ + guest.domain("disk", device="$(bdf nvme)", disk="nvme0n1").replace("/usr/bin/qemu-system-x86_64", "/usr/lib/wrapped/qemu") + r"""
 must "disk starts" virsh start disk
-must "disk runs fio" wait_for 200 heard disk '^DISK nvme0n1'
+must "disk runs fio" begins disk '^DISK nvme0n1'
 must "it is to take part" metadata --set '<live-update/>'
 must "luvfiod knows it" wait_for 120 is_well
 check "it is not to take part any more" metadata --remove

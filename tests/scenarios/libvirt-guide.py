@@ -53,7 +53,7 @@ vfio-bind $(bdf nvme)
 """ + guide("needed", ENABLE) + domain() + r"""
 must "web1 can be defined" virsh define /tmp/web1.xml
 must "web1 starts" virsh start web1
-must "web1 runs fio" wait_for 180 heard web1 '^DISK nvme0n1'
+must "web1 runs fio" begins web1 '^DISK nvme0n1'
 """ + guide("taking part", METADATA) + r"""
 must "luvfiod knows web1, and has its memory" wait_for 180 sh -c '[ "$(luvfioctl machines --json=short | jq ".machines[0].memoryBytes // 0")" -gt 0 ]'
 # A while after libvirt was asked anything it looks what QEMU can do.

@@ -34,7 +34,7 @@ systemctl enable --quiet --now apparmor virtlogd.socket libvirtd.socket luvfio-l
 """ + guest.domain("one", disk="vda", net="eth0", more=DISK + guest.VHOST_NIC) + r"""
 must "it starts" virsh start one
 """ + CONFINED + r"""
-must "it runs fio" wait_for 180 heard one '^DISK vda'
+must "it runs fio" begins one '^DISK vda'
 check "it is to take part" virsh metadata one --uri https://luvfio.org/xmlns/libvirt/domain/1.0 --key luvfio \
         --set '<live-update/>' --config --live
 virsh dumpxml --inactive one >/var/log/one.xml

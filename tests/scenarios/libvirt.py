@@ -59,8 +59,8 @@ done
 for vm in disk net; do
         check "$vm is confined by AppArmor" sh -c "grep -q 'libvirt.*(enforce)' /proc/$(cat /run/libvirt/qemu/$vm.pid)/attr/current"
 done
-must "disk runs fio" wait_for 90 heard disk '^DISK nvme0n1'
-must "net hears frames" wait_for 90 heard net '^NET eth0 received=[1-9]'
+must "disk runs fio" begins disk '^DISK nvme0n1'
+must "net hears frames" begins net '^NET eth0 received=[1-9]'
 for vm in disk net; do
         check "luvfiod does not know $vm, which has not asked for it" sh -c "! luvfioctl machines | grep -q $vm"
         check "$vm is to take part" virsh metadata $vm --uri https://luvfio.org/xmlns/libvirt/domain/1.0 --key luvfio \
@@ -131,7 +131,7 @@ journalctl -b -u libvirtd -u 'luvfio-libvirt*' --no-pager -o short-monotonic | t
 """
 
 result = full.run("libvirt", "--image", "virt", "--append", "lsm=apparmor", "--device", "nvme", "--device", "igb", "-m", "3072", *guest.host(),
-                  "--outside", FRAMES, "--script-deadline", "400", scripts=[BEFORE] + [AGAIN] * (UPDATES - 1) + [AFTER])
+                  "--outside", FRAMES, "--script-deadline", "1000", scripts=[BEFORE] + [AGAIN] * (UPDATES - 1) + [AFTER])
 full.report(result, ["before", "after"] + [f"boot{i + 1}" for i in range(2, UPDATES + 1)])
 guest.judge(result, GAP, UPDATES + 1)
 resets = full.resets(full.between(result.trace(), 1, 2) or ["the marks are missing (resettable_"])

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 # scenario: the virt image: Linux guests in QEMU with KVM, one with an NVMe and one with an igb, by iommufd
-# timeout: 600
+# timeout: 900
 # full: yes
 
 import re
@@ -25,10 +25,10 @@ begin=$(seconds)
 guest_start disk {DISK}
 guest_start net {NET}
 for name in disk net; do
-        guest_wait $name 120 '^HB 1 ' || exit 1
+        guest_wait $name 400 '^HB 1 ' || exit 1
         echo "$name: first heartbeat $(echo "$begin $(seconds)" | awk '{{ printf "%.1f", $2 - $1 }}') s after the start"
 done
-guest_wait net 60 '^NET eth0 received=[1-9]' || exit 1
+guest_wait net 120 '^NET eth0 received=[1-9]' || exit 1
 sleep 16
 for name in disk net; do
         qmp $name query-status

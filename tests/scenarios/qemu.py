@@ -35,8 +35,8 @@ vfio-bind $(bdf nvme) $(bdf igb)
 """ + guest.unit(
     "disk", "-netdev", "tap,id=tap0,ifname=tap0,script=no,downscript=no,vhost=on", "-device", "virtio-net-pci,netdev=tap0",
     devices=["$(bdf nvme)"], smp=2, disk="nvme0n1", net="eth0") + guest.unit("net", devices=["$(bdf igb)"], net="eth0") + r"""
-must "disk runs fio" wait_for 90 heard disk '^DISK nvme0n1'
-must "net hears frames" wait_for 90 heard net '^NET eth0 received=[1-9]'
+must "disk runs fio" begins disk '^DISK nvme0n1'
+must "net hears frames" begins net '^NET eth0 received=[1-9]'
 ip link set tap0 up
 must "luvfiod knows both" sh -c 'luvfioctl machines --json=short | jq -e "[.machines[] | select(.state == \"running\" and .attached)] | length == 2"'
 luvfioctl check /boot/vmlinuz-b >/tmp/check
@@ -87,7 +87,7 @@ explain
 """
 
 result = full.run("qemu", "--image", "virt", "--device", "nvme", "--device", "igb", "-m", "3072", *guest.host(),
-                  "--outside", FRAMES, "--script-deadline", "400", scripts=[BEFORE] + [AGAIN] * (UPDATES - 1) + [AFTER])
+                  "--outside", FRAMES, "--script-deadline", "1000", scripts=[BEFORE] + [AGAIN] * (UPDATES - 1) + [AFTER])
 full.report(result, ["before", "after"] + [f"boot{i + 1}" for i in range(2, UPDATES + 1)])
 guest.judge(result, GAP, UPDATES + 1)
 resets = full.resets(full.between(result.trace(), 1, 2) or ["the marks are missing (resettable_"])

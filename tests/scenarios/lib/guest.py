@@ -118,6 +118,10 @@ logs=/var/log/luvguest
 heard() {
         grep -Eq "$2" $logs/$1.log
 }
+# begins NAME PATTERN: it says so, which on a busy machine takes it minutes.
+begins() {
+        wait_for 400 heard $1 "$2"
+}
 # beats NAME: its last heartbeat but one: the last line may not be whole.
 beats() {
         grep '^HB ' $logs/$1.log | tail -n 2 | head -n 1 | cut -d' ' -f2
