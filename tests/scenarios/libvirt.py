@@ -77,6 +77,7 @@ luvfioctl check /boot/vmlinuz-b >/tmp/check
 echo "# check: $?"
 sed 's/^/# /' /tmp/check
 luvfioctl machines | sed 's/^/# /'
+settled disk net
 check "a dry run" luvfioctl update /boot/vmlinuz-b --dry-run
 for vm in disk net; do
         check "$vm goes on" wait_for 60 goes_on $vm $(beats $vm)

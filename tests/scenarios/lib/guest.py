@@ -16,8 +16,8 @@ FOLDER = "/var/lib/luvguest"
 LOGS = "/var/log/luvguest"
 RUN = "/run/luvguest"
 
-# Kernel messages that are no complaint.
-HARMLESS = []
+# Kernel messages that are no complaint: vCPUs have stood still, for longer than a deadline scheduler likes.
+HARMLESS = ["sched: DL replenish lagged too much"]
 # What must not happen to a device, whatever else is said.
 RESET = re.compile(r"reset|time(d )?out|I/O error|Abort|hung|NETDEV WATCHDOG|nobody cared|link is (up|down)", re.IGNORECASE)
 
@@ -125,6 +125,12 @@ begins() {
 # beats NAME: its last heartbeat but one: the last line may not be whole.
 beats() {
         grep '^HB ' $logs/$1.log | tail -n 2 | head -n 1 | cut -d' ' -f2
+}
+# settled NAME...: it has heard all that waited for it while it started; from here on nothing may be missing.
+settled() {
+        for vm; do
+                beats $vm >/out/settled.$vm
+        done
 }
 # goes_on NAME BEATS: it has gone on since.
 goes_on() {
@@ -283,8 +289,9 @@ def judge(result, gap, boots):
     their own."""
     for name in ("disk", "net"):
         log = read(result, name)
+        settled = int((result.out / f"files/settled.{name}").read_text())
         print(f"# {name}: {log.summary()}")
-        use = log.disk("nvme0n1", after=10, latency=gap) if name == "disk" else log.net("eth0", after=30, frames=100)
+        use = log.disk("nvme0n1", after=settled, latency=gap) if name == "disk" else log.net("eth0", after=settled, frames=100)
         report(f"guest {name}", log, gap, use)
         if name == "disk":
             vhost(f"guest {name}", log, boots)
