@@ -3,6 +3,7 @@
 
 import argparse
 import concurrent.futures
+import fcntl
 import fnmatch
 import json
 import os
@@ -356,6 +357,16 @@ def scenarios(results, full, environment):
 
 # -- all of it --------------------------------------------------------------------------------------------------
 
+def only_one():
+    """Two in one checkout would write into each other's builds and logs. To be kept open."""
+    lock = open(WORK / "lock", "wb")  # pylint: disable=consider-using-with
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit("tests/check: it runs in this checkout already")
+    return lock
+
+
 def end(results):
     """Says and writes down what came of it; returns the exit code."""
     took = time.monotonic() - results.start
@@ -383,6 +394,7 @@ def main():
     args = p.parse_args()
 
     WORK.mkdir(parents=True, exist_ok=True)
+    lock = only_one()
     results = Results(args.only)
     wants_scenarios = results.part("scenario/")
     tree = None
@@ -426,7 +438,9 @@ def main():
             }
             guarded("scenario", scenarios, results, args.full, environment)
 
-    sys.exit(end(results))
+    code = end(results)
+    lock.close()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,21 @@ def single_tests():
 
 
 @test
+def alone():
+    """a second one in the same checkout says so, and does nothing"""
+    with tempfile.TemporaryDirectory() as folder:
+        check.WORK = Path(folder)
+        with check.only_one():
+            try:
+                check.only_one()
+            except SystemExit as e:
+                true("already" in str(e), str(e))
+            else:
+                raise AssertionError("two at once")
+        check.only_one().close()
+
+
+@test
 def no_tests():
     """a build without tests has failed"""
     with tempfile.TemporaryDirectory() as name:
