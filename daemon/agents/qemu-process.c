@@ -333,6 +333,11 @@ static void execute(const QemuStart *s, char **argv, int parent_fd)
         _exit(127);
 }
 
+static int cannot_start(const QemuStart *s, int error, char **ret_reason)
+{
+        return luv_reason(ret_reason, error, "%s cannot be started: %s", s->argv[0], strerror(-error));
+}
+
 /* The child ends if CHILD_FD, which this takes, is closed before it is let go. */
 static int note_and_let_go(const QemuStart *start, QemuProcess *p, int child_fd, char **ret_reason)
 {
@@ -342,16 +347,14 @@ static int note_and_let_go(const QemuStart *start, QemuProcess *p, int child_fd,
         /* It is our child: the pid is its own until it is waited for. */
         p->pidfd = pidfd_open(p->pid, 0);
         if (p->pidfd < 0)
-                return luv_reason(ret_reason, negative_errno(), "process %i: %s", (int) p->pid,
-                                  strerror(errno));
+                return cannot_start(start, negative_errno(), ret_reason);
         r = start->note ? start->note(p, false, start->userdata) : 0;
         if (r < 0)
                 return luv_reason(ret_reason, r, "QEMU (pid %i) cannot be noted: %s", (int) p->pid,
                                   strerror(-r));
         /* Closed without a word where the program is executed. */
-        if (send(fd, "", 1, MSG_NOSIGNAL) != 1 || read(fd, &error, sizeof(error)) != 0)
-                return luv_reason(ret_reason, error > 0 ? -error : -EIO, "%s cannot be started: %s",
-                                  start->argv[0], strerror(error > 0 ? error : EIO));
+        if (send(fd, "", 1, MSG_NOSIGNAL) != 1 || read(fd, &error, sizeof(error)) > 0)
+                return cannot_start(start, error > 0 ? -error : -EIO, ret_reason);
         return 0;
 }
 
@@ -379,7 +382,7 @@ int luv_qemu_start(const QemuStart *start, QemuProcess *ret, char **ret_reason)
         safe_close(pair[1]);
         if (r < 0) {
                 safe_close(pair[0]);
-                return luv_reason(ret_reason, r, "fork: %s", strerror(-r));
+                return cannot_start(start, r, ret_reason);
         }
         r = note_and_let_go(start, &p, pair[0], ret_reason);
         if (r < 0) {

@@ -604,6 +604,51 @@ END_TEST
 
 /* -- processes -- */
 
+static int note_refused(const QemuProcess *process, bool whole, void *userdata)
+{
+        return -EIO;
+}
+
+static int note_killed(const QemuProcess *process, bool whole, void *userdata)
+{
+        (void) raise(SIGKILL);
+        return 0;
+}
+
+/* Neither a program that cannot be noted is executed, nor one whose starter is killed before it is. */
+START_TEST(not_noted)
+{
+        _cleanup_free_ char *reason = NULL;
+        QemuProcess process = QEMU_PROCESS_NULL;
+        char *argv[] = { "/bin/sh", "-c", "echo executed", NULL };
+        QemuStart start = { .argv = argv, .monitor_fd = -EBADF, .cpr_fd = -EBADF, .main_fd = -EBADF };
+        char said[16];
+        int out[2], saved;
+        pid_t pid;
+
+        ck_assert_int_eq(pipe(out), 0);
+        saved = dup(STDOUT_FILENO);
+        start.monitor_fd = dup(out[1]);
+        ck_assert_int_ge(dup2(out[1], STDOUT_FILENO), 0);
+        start.note = note_refused;
+        ck_assert_int_eq(luv_qemu_start(&start, &process, &reason), -EIO);
+        ck_assert_ptr_nonnull(strstr(reason, "cannot be noted"));
+        pid = fork();
+        if (pid == 0) {
+                start.note = note_killed;
+                _exit(luv_qemu_start(&start, &process, NULL) < 0);
+        }
+        ck_assert_int_eq(waitpid(pid, NULL, 0), pid);
+        ck_assert_int_ge(dup2(saved, STDOUT_FILENO), 0);
+        close(saved);
+        close(start.monitor_fd);
+        close(out[1]);
+        /* All who could have written are gone then. */
+        ck_assert_int_eq(read(out[0], said, sizeof(said)), 0);
+        close(out[0]);
+}
+END_TEST
+
 START_TEST(process)
 {
         _cleanup_(luv_qemu_process_done) QemuProcess p = QEMU_PROCESS_NULL, seen = QEMU_PROCESS_NULL;
@@ -682,6 +727,7 @@ int main(void)
         tcase_add_test(tc, qmp);
         tcase_add_test(tc, qmp_last_words);
         tcase_add_test(tc, qmp_bad);
+        tcase_add_test(tc, not_noted);
         tcase_add_test(tc, process);
         suite_add_tcase(s, tc);
         sr = srunner_create(s);

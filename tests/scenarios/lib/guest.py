@@ -289,7 +289,8 @@ def judge(result, gap, boots):
     their own."""
     for name in ("disk", "net"):
         log = read(result, name)
-        settled = int((result.out / f"files/settled.{name}").read_text())
+        path = result.out / f"files/settled.{name}"
+        settled = int(path.read_text()) if path.exists() else 0
         print(f"# {name}: {log.summary()}")
         use = log.disk("nvme0n1", after=settled, latency=gap) if name == "disk" else log.net("eth0", after=settled, frames=100)
         report(f"guest {name}", log, gap, use)
