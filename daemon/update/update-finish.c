@@ -61,9 +61,14 @@ static void machine_runs(UpdateMachine *um)
                                        .message_id = LUVFIO_MESSAGE_MACHINE_RESUMED,
                                        .update_id = u->id,
                                        .machine = m->name,
+                                       .session = m->session_name,
                                        .duration_usec = blackout_of(u, m),
                        },
                        "Machine %s runs under the new kernel", m->name);
+        if (!m->session) {
+                free(m->session_name);
+                m->session_name = NULL;
+        }
         luv_machine_set_state(m, MACHINE_RUNNING);
         luv_update_tell(um, MACHINE_EVENT_FINISHED, NULL);
         r = luv_machine_note(m);
@@ -123,8 +128,6 @@ static void on_finished(int error, void *userdata)
                         luv_log_error(r, "The session %s cannot be taken out of the fd store",
                                       m->session_name);
                 m->session = luv_luo_session_unref(m->session);
-                free(m->session_name);
-                m->session_name = NULL;
         }
         machine_runs(um);
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""tests/bench: the blackout by phase against the floor of a bare kexec, and the daemon's own costs."""
+"""tests/bench: the blackout by phase against the floor of a bare kexec, for machines and for guests in QEMU, and the daemon's own costs."""
 
 import argparse
 import importlib.util
@@ -21,6 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from luvtest import progress, project, vmm  # noqa: E402
 from luvtest.paths import CACHE, CHECKOUT, TESTS  # noqa: E402
 
+sys.path.insert(0, str(TESTS / "scenarios/lib"))
+import guest  # noqa: E402
+
 LIB = TESTS / "lib"
 AIM_BLACKOUT = 1.3
 AIM_SHARE = 0.05
@@ -31,7 +34,7 @@ IOMMUFD = [(1024, 1), (2048, 1), (4096, 1), (1024, 16), (1024, 256)]
 
 
 def host(out, arguments, scripts):
-    rc = subprocess.run([TESTS / "host/host", "--image", "full", "--trace", "pci_cfg_write", "--out", out,
+    rc = subprocess.run([TESTS / "host/host", "--trace", "pci_cfg_write", "--out", out,
                          "--jump-deadline", "300", "--quiet", *arguments, *scripts], check=False).returncode
     if rc:
         raise progress.Failed(f"the test host ended with exit code {rc}; see {out}")
@@ -52,7 +55,11 @@ def hardware(machines):
     """The same for the floor and for the updates."""
     # Sixteen do not fit: each needs I/O space of the firmware's for its bridge. Further machines own no device.
     devices = ["--device", "igb"] * min(machines, 8)
-    return [*devices, "-m", str(2048 + machines * 160)]
+    return ["--image", "full", *devices, "-m", str(2048 + machines * 160)]
+
+
+def guests_hardware(guests):
+    return ["--image", "virt", *["--device", "igb"] * guests, "-m", str(2048 + guests * 320), "--script-deadline", "3600", *guest.host()]
 
 
 def clock(out, boot):
@@ -60,9 +67,9 @@ def clock(out, boot):
     return [int(float(line)) for line in (out / "files" / f"clock-{boot}").read_text().split()]
 
 
-def floor(out, kernel, rounds, machines):
+def floor(out, kernel, rounds, machine):
     """From reboot(2) to the exec of a unit that stands where the VMM's stands, in microseconds, each round."""
-    host(out, ["--kernel", kernel, "--next", kernel, "--overlay", project.WORK / "tree", *hardware(machines),
+    host(out, ["--kernel", kernel, "--next", kernel, "--overlay", project.WORK / "tree", *machine,
                "--file", f"{LIB}/bench/luvhost-floor.service:/usr/lib/systemd/system/luvhost-floor.service"],
          [LIB / "bench/floor"] * (rounds + 1))
     whole, phases, begin, end = [], {}, None, None
@@ -145,6 +152,54 @@ def updates(out, kernel, rounds, machines):
             "ownShare": statistics.median(shares), "daemonRssKiB": memory}
 
 
+GUESTS = guest.SHELL + """
+guests=@GUESTS@
+mkdir -p $logs
+if [ "$LUV_BOOT" -eq 1 ]; then
+        resume_deadline 300
+        luvfiod_enable
+@START@
+else
+        wait_for 600 update_number $((LUV_BOOT - 1))
+        luvfioctl analyze --json=short >"/out/analyze-$LUV_BOOT.json"
+fi
+for i in $(seq $guests); do
+        wait_for 60 machine_is "guest$i" running && wait_for 60 goes_on "guest$i" "$(beats "guest$i")" || { luvfioctl machines; exit 1; }
+        cp "$logs/guest$i.log" /out/
+done
+[ "$LUV_BOOT" -eq "$LUV_SCRIPTS" ] && exit 0
+sleep 5
+exec luvfioctl update --deadline=120s --cmdline="$(next_cmdline)" /boot/vmlinuz-b
+"""
+
+
+def guests(out, kernel, rounds, count):
+    """The blackout of guests in unmodified QEMU, each with an igb, and which parts of it they wait for what."""
+    start = "\n".join(f"vfio-bind $(bdf igb {i})\n" + guest.unit(
+        f"guest{i}", devices=[f"$(bdf igb {i})"], memory=192, net="eth0", append="luv.hb=1000") + f"begins guest{i} '^HB 5 ' || exit 1"
+        for i in range(1, count + 1))
+    host(out, ["--kernel", kernel, "--next", kernel, "--overlay", project.WORK / "tree", *guests_hardware(count),
+               "--file", f"{LIB}/vmm.sh:/usr/lib/luvhost/vmm.sh"],
+         ["sh:. /usr/lib/luvhost/vmm.sh\n" + GUESTS.replace("@GUESTS@", str(count)).replace("@START@", start)] * (rounds + 1))
+    files = out / "files"
+    blackouts, phases = [], {}
+    for name in (f"guest{i}" for i in range(1, count + 1)):
+        log = guest.Log((files / f"{name}.log").read_text(errors="replace"))
+        if log.starts != 1 or log.errors:
+            raise progress.Failed(f"{name} did not run on each time: {log.starts} starts, {log.errors[:3]}; see {out}")
+        for n in range(rounds):
+            report = json.loads((files / f"analyze-{n + 2}.json").read_text())
+            report = report.get("report", report)
+            blackout = next(m["blackoutUSec"] for m in report["machines"] if m["machine"] == name)
+            own = {p["name"]: p["durationUSec"] for p in report["phases"] if p.get("machine") == name}
+            blackouts.append(blackout)
+            for phase in ("stop", "wait", "resume"):
+                phases.setdefault(phase, []).append(own[phase])
+            phases.setdefault("kernel to luvfiod", []).append(blackout - sum(own[p] for p in ("stop", "wait", "resume")))
+    return {"guests": count, "blackoutUSec": statistics.median(blackouts), "blackoutsUSec": blackouts,
+            "phasesUSec": {k: statistics.median(v) for k, v in phases.items()}}
+
+
 def protocol(build):
     """The protocol tests' own luvfiod and VMMs."""
     os.environ.update({"LUVFIOD": str(build / "daemon/luvfiod"),
@@ -218,6 +273,10 @@ def iommufd(out, kernel):
     return result
 
 
+def numbers(text):
+    return [int(n) for n in text.split(",") if n]
+
+
 PHASES = ["VMM stops", "hand over", "kernel", "PID 1", "start", "restore", "VMM waits", "retrieve", "VMM resumes"]
 
 
@@ -234,6 +293,10 @@ def show(result):
         print(f"{r['machines']:>9} {'':>9} {r['blackoutUSec'] / 1e6:>7.2f} s {r['blackoutUSec'] / base:>8.2f} "
               f"{100 * r['ownShare']:>8.1f} %   " + " ".join(f"{r['phasesUSec'][n] / base:>11.3f}" for n in PHASES))
     print("\n(phases as parts of the floor)")
+    for r in result["guests"]:
+        base = r["floorUSec"]
+        print(f"{r['guests']:>3} guests in QEMU: floor {base / 1e6:.2f} s, blackout {r['blackoutUSec'] / 1e6:.2f} s, {r['blackoutUSec'] / base:.2f} x floor; "
+              + ", ".join(f"{name} {usec / base:.3f}" for name, usec in r["phasesUSec"].items()))
     print(f"\nluvfiod with 100 machines of 8 fds, staged: {result['simulated']['memory100']['pss'] / 1048576:.1f} MiB (PSS)")
     for s in result["simulated"]["staging"]:
         print(f"staging {s['machines']:>5} machines, {s['fds']:>5} fds: {s['seconds']:>7.2f} s, "
@@ -253,12 +316,13 @@ def show(result):
 def main():
     p = argparse.ArgumentParser(
         prog="tests/bench", description="Measures, in one run on the test host, the blackout by phase for 1, 4 and 16 "
-        "machines against the floor of a bare kexec of the same kernel, and luvfiod's memory and staging time in "
+        "machines and 1, 4 and 8 guests in QEMU against the floor of a bare kexec of the same kernel, and luvfiod's memory and staging time in "
         "the simulation. Prints a table and writes JSON. Everything is timed by the clock outside of the machine.",
         epilog="At the end stands which aims are met. The exit code says whether all of it could be measured: it is 0 "
         "also when an aim is not met.")
     p.add_argument("--rounds", type=int, default=5, help="updates for each median (default: %(default)s)")
     p.add_argument("--machines", default="1,4,16", help="default: %(default)s")
+    p.add_argument("--guests", default="1,4,8", help="guests in QEMU (default: %(default)s)")
     p.add_argument("--scale", default="125,250,500,1000", help="machines staged in the simulation (default: %(default)s)")
     p.add_argument("--out", default=str(CACHE / "bench"), help="default: %(default)s")
     args = p.parse_args()
@@ -268,16 +332,22 @@ def main():
         kernel = project.kernel("a")
         build, _ = project.build("gcc")
         project.install_tree(build)
-        result = {"simulated": simulated(build, [int(n) for n in args.scale.split(",")])}
+        result = {"simulated": simulated(build, numbers(args.scale))}
         result["simulated"]["exponent"] = linear(result["simulated"]["staging"])
         result["iommufd"] = iommufd(out / "iommufd", kernel)
-        result["updates"] = []
-        for machines in (int(n) for n in args.machines.split(",")):
+        result |= {"updates": [], "guests": []}
+        for machines in numbers(args.machines):
             progress.say(f"==> the floor, on a host for {machines} machines")
-            measured = floor(out / f"floor-{machines}", kernel, args.rounds, machines)
+            measured = floor(out / f"floor-{machines}", kernel, args.rounds, hardware(machines))
             progress.say(f"==> {args.rounds} updates with {machines} machines")
             measured |= updates(out / f"updates-{machines}", kernel, args.rounds, machines)
             result["updates"].append(measured)
+            (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
+        for count in numbers(args.guests):
+            progress.say(f"==> the floor, on a host for {count} guests")
+            measured = floor(out / f"guests-floor-{count}", kernel, args.rounds, guests_hardware(count))
+            progress.say(f"==> {args.rounds} updates with {count} guests in QEMU")
+            result["guests"].append(measured | guests(out / f"guests-{count}", kernel, args.rounds, count))
             (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n")
     except (progress.Failed, AssertionError, subprocess.CalledProcessError, KeyError) as e:
         print(f"FAILED: {e}")

@@ -128,7 +128,7 @@ check "no unit failed" sh -c '[ -z "$(systemctl --failed --plain --no-legend | g
 check "luvfiod said nothing bad" sh -c '! journalctl -b -u luvfiod -p err --no-pager -q | grep .'
 check "messages have their fields" sh -c 'journalctl -b -u luvfiod -o json -q | jq -se "[.[] | select(.LUVFIO_UPDATE_ID and .MESSAGE_ID)] | length > 3"'
 journalctl -o json -q LUVFIO_UPDATE_ID=$(luvfioctl history --json=short | jq -r '.updates[0].updateId') >/tmp/journal
-check "LUVFIO_STATE: messages of both kernels have it" jq -se 'map(.LUVFIO_STATE) | index("quiescing") and index("resuming")' /tmp/journal
+check "LUVFIO_STATE: messages of both kernels have it" jq -se 'map(.LUVFIO_STATE) | index("draining") and index("resuming")' /tmp/journal
 for vm in vm-igb vm-nvme; do
         check "LUVFIO_VM, LUVFIO_SESSION: $vm's session in the kernel" jq -se --arg vm $vm \
                 'any(.LUVFIO_VM == $vm and (.LUVFIO_SESSION // "" | startswith("luvfio-\($vm)-")))' /tmp/journal

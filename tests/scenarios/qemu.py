@@ -72,8 +72,8 @@ check "frames to disk's other NIC" frames tap0
 check "result: done" sh -c 'luvfioctl history --json=short | jq -e ".updates[0].result == \"done\""'
 check "nothing is kept of it" test "$(systemctl show -P NFileDescriptorStore luvfio-qemu@disk)" -eq 0
 luvfioctl analyze | sed 's/^/# /'
-# Longer than the time after which a driver gives a lost interrupt up.
-sleep 35
+# Twice as long as a driver takes to give a lost interrupt up.
+sleep 60
 mark 2
 luvfioctl check >/tmp/check
 sed 's/^/# /' /tmp/check
