@@ -124,6 +124,7 @@ luvfioctl analyze >/out/analyze.txt
 luvfioctl analyze --json=short >/out/analyze.json
 check "analyze makes a picture" luvfioctl analyze --svg /out/timeline.svg
 check "no session is stored any more" wait_for 20 sh -c '[ $(systemctl show -P NFileDescriptorStore luvfiod) -eq 0 ]'
+check "luvfiod's weight is that of others" wait_for 60 as_others system.slice/luvfiod.service
 check "no unit failed" sh -c '[ -z "$(systemctl --failed --plain --no-legend | grep -E "luvfio|rogue")" ]'
 check "luvfiod said nothing bad" sh -c '! journalctl -b -u luvfiod -p err --no-pager -q | grep .'
 check "messages have their fields" sh -c 'journalctl -b -u luvfiod -o json -q | jq -se "[.[] | select(.LUVFIO_UPDATE_ID and .MESSAGE_ID)] | length > 3"'

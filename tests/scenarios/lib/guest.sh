@@ -75,6 +75,11 @@ another_luvfiod() {
         [ "$new" -ne 0 ] && [ "$new" -ne "$1" ]
 }
 
+# as_others CGROUP: it has the weight of any other unit. Where none has another there is no such file.
+as_others() {
+        [ -d "/sys/fs/cgroup/$1" ] && { [ ! -e "/sys/fs/cgroup/$1/cpu.weight" ] || grep -qx 100 "/sys/fs/cgroup/$1/cpu.weight"; }
+}
+
 # update_is STATE
 update_is() {
         luvfioctl status --json=short | jq -e --arg s "$1" '.state == $s' >/dev/null
