@@ -11,11 +11,13 @@ KINDS = {
     "igb": ("igb", {}, "root-port"),
     "e1000e": ("e1000e", {}, "root-port"),
     "nvme": ("nvme", {}, "root-port"),
+    "ahci": ("ich9-ahci", {}, "root"),
     "virtio-rng": ("virtio-rng-pci", {"iommu_platform": "on", "disable-legacy": "on"}, "root-port"),
     "edu": ("edu", {}, "root"),
 }
 # On a UDP socket outside.
 NICS = ("igb", "e1000e")
+DISKS = ("nvme", "ahci")
 PLACES = ("root-port", "switch", "pxb", "root")
 
 # What tells whether a device was touched: writes to configuration space, resets, the IOMMU's switches, and a
@@ -124,20 +126,24 @@ def command(args, out, kernel, initrd, disks, cmdline, environment):
             environment[f"LUV_NET{nics}_PORT"] = str(port)
             environment[f"LUV_NET{nics}_PEER"] = str(peer)
             nics += 1
-        if kind == "nvme" and "drive" not in properties:
+        if kind in DISKS and "drive" not in properties:
             path = out / f"{name}.raw"
             with open(path, "wb") as f:
                 f.truncate(64 << 20)
             backends += ["-drive", f"if=none,id=drive-{name},file={path},format=raw,cache=unsafe"]
-            properties["drive"] = f"drive-{name}"
+        if kind == "nvme":
+            properties.setdefault("drive", f"drive-{name}")
             properties.setdefault("serial", f"luv{n}")
         options = "".join(f",{k}={v}" if v else f",{k}" for k, v in properties.items())
         bus.device(f"{driver},id={name},{bus.place(where, driver)}{options}")
+        if kind == "ahci":
+            bus.device(f"ide-hd,drive=drive-{name},bus={name}.0")
 
     # Its config space carries the marks that scripts set in the trace.
     bus.device("pci-testdev,id=marker,bus=pcie.0,addr=0x1e")
 
-    machine = "q35"
+    # Without the chipset's own AHCI, whose ports a kernel would look at in each boot.
+    machine = "q35,sata=off"
     iommu = []
     if not args.no_iommu:
         machine += ",kernel-irqchip=split"
