@@ -117,6 +117,12 @@ def aborts():
         and_again(m, other)
 
 
+def no_more_than_ever(d, m, counts):
+    """In the end as few fds are open as after any update. A moment after one some may not be closed yet."""
+    least = min(counts, key=len)
+    d.wait_for(lambda: len(m.agent.fds()) <= len(least), f"no more fds than {least}: {m.agent.fds()}")
+
+
 @test
 def fd_leaks():
     """twenty updates, ten of which are given up: no file descriptor is left open, no process unwaited for"""
@@ -129,7 +135,7 @@ def fd_leaks():
                     abort(d, m, update)
                 given_up(d, m, [other])
                 counts.append(m.agent.fds())
-            equal({len(c) for c in counts[1:]}, {len(counts[1])}, f"fds after each: {counts[1]}, {counts[-1]}")
+            no_more_than_ever(d, m, counts[1:])
         other.kill()
         d.wait_for(lambda: "other" not in d.machines(), "other is forgotten")
         counts, files = [], []
@@ -138,7 +144,7 @@ def fd_leaks():
             d.wait_for(lambda: m.store.names() == [], "an empty store")
             counts.append(m.agent.fds())
             files.append(d.machines()["count"]["fileDescriptors"])
-        equal({len(c) for c in counts}, {len(counts[0])}, f"fds after each jump: {counts[0]}, {counts[-1]}")
+        no_more_than_ever(d, m, counts)
         equal(set(files), {files[0]}, f"files that luvfiod holds: {files}")
 
 
