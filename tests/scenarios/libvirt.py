@@ -15,8 +15,8 @@ import running  # noqa: E402 pylint: disable=wrong-import-position
 from full import scenario  # noqa: E402 pylint: disable=wrong-import-position
 
 UPDATES = 5 if scenario.FULL else 1
-# As in qemu.py.
-FRAMES = running.frames(period=0.5, burst=2)
+# As in qemu.py, but libvirt takes minutes.
+FRAMES = running.frames(period=1, burst=1)
 GAP = 20000
 
 COMMON = guest.SHELL + r"""

@@ -14,9 +14,11 @@ import guest  # noqa: E402 pylint: disable=wrong-import-position
 import running  # noqa: E402 pylint: disable=wrong-import-position
 from full import scenario  # noqa: E402 pylint: disable=wrong-import-position
 
-# How often there and back. So few frames that the ring has room for all of them while a guest stands.
-UPDATES = 5 if scenario.FULL else 1
-FRAMES = running.frames(period=0.5, burst=2)
+# How often there and back; for how many seconds the guests then have to go on: twice as long as a driver takes to give a lost interrupt up.
+# A second vCPU costs minutes on an emulated CPU.
+UPDATES, LASTS, VCPUS = (5, 60, 2) if scenario.FULL else (1, 5, 1)
+# So few frames that the ring has room for all of them while a guest stands.
+FRAMES = running.frames(period=0.5, burst=1)
 # How long a guest's own clock may go on while it is being handed over and its vCPUs stand: ms, on slow machines. A
 # driver's own patience is longer.
 GAP = 28000
@@ -34,7 +36,7 @@ luvfiod_up
 vfio-bind $(bdf nvme) $(bdf igb)
 """ + guest.unit(
     "disk", "-netdev", "tap,id=tap0,ifname=tap0,script=no,downscript=no,vhost=on", "-device", "virtio-net-pci,netdev=tap0",
-    devices=["$(bdf nvme)"], smp=2, disk="nvme0n1", net="eth0") + guest.unit("net", devices=["$(bdf igb)"], net="eth0") + r"""
+    devices=["$(bdf nvme)"], smp=VCPUS, disk="nvme0n1", net="eth0") + guest.unit("net", devices=["$(bdf igb)"], net="eth0") + r"""
 must "disk runs fio" begins disk '^DISK nvme0n1'
 must "net hears frames" begins net '^NET eth0 received=[1-9]'
 ip link set tap0 up
@@ -70,14 +72,16 @@ done
 ip link set tap0 up
 check "frames to disk's other NIC" frames tap0
 check "result: done" sh -c 'luvfioctl history --json=short | jq -e ".updates[0].result == \"done\""'
+for vm in disk net; do
+        check "$vm's weight is that of others" wait_for 60 as_others machine.slice/luvfio-qemu@$vm.service
+done
 check "nothing is kept of it" test "$(systemctl show -P NFileDescriptorStore luvfio-qemu@disk)" -eq 0
 luvfioctl analyze | sed 's/^/# /'
-# Twice as long as a driver takes to give a lost interrupt up.
-sleep 60
+sleep @LASTS@
 mark 2
 luvfioctl check >/tmp/check
 sed 's/^/# /' /tmp/check
-"""
+""".replace("@LASTS@", str(LASTS))
 
 AGAIN = AFTER + r"""
 uname -r >/var/log/before

@@ -58,7 +58,7 @@ typedef struct Net {
 static Disk disks[DEVICES_MAX];
 static Net nets[DEVICES_MAX];
 static size_t n_disks, n_nets;
-static long period_ms = 100, fio_iops, fio_jobs = 2, fio_depth = 8;
+static long period_ms = 100, probe_ms = 20, fio_iops, fio_jobs = 2, fio_depth = 8;
 static char boot_id[64];
 
 static int64_t clock_ns(clockid_t clock)
@@ -237,7 +237,7 @@ static void *probe(void *argument)
                 if (took > d->max_late)
                         d->max_late = took;
                 d->probes++;
-                usleep(20000);
+                usleep((useconds_t) probe_ms * 1000);
         }
         return NULL;
 }
@@ -550,10 +550,8 @@ static void parse_command_line(void)
                 const char *name;
                 long *value;
         } numbers[] = {
-                { "luv.hb=", &period_ms },
-                { "luv.iops=", &fio_iops },
-                { "luv.jobs=", &fio_jobs },
-                { "luv.depth=", &fio_depth },
+                { "luv.hb=", &period_ms },    { "luv.iops=", &fio_iops },  { "luv.jobs=", &fio_jobs },
+                { "luv.depth=", &fio_depth }, { "luv.probe=", &probe_ms },
         };
         char text[4096], *word, *save = NULL;
 
@@ -569,6 +567,8 @@ static void parse_command_line(void)
         }
         if (period_ms < 1)
                 period_ms = 100;
+        if (probe_ms < 1)
+                probe_ms = 20;
         if (fio_jobs < 1 || fio_jobs > JOBS_MAX)
                 fio_jobs = 1;
 }

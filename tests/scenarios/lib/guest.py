@@ -18,6 +18,9 @@ RUN = "/run/luvguest"
 
 # Kernel messages that are no complaint: vCPUs have stood still, for longer than a deadline scheduler likes.
 HARMLESS = ["sched: DL replenish lagged too much"]
+# For the guest's command line: no more of fio than an emulated CPU does. Guests that want more than there is wait for each other, and how
+# long an I/O takes says nothing of the device.
+CALM = "luv.jobs=1 luv.depth=4 luv.iops=20 luv.probe=200"
 # What must not happen to a device, whatever else is said.
 RESET = re.compile(r"reset|time(d )?out|I/O error|Abort|hung|NETDEV WATCHDOG|nobody cared|link is (up|down)", re.IGNORECASE)
 
@@ -63,9 +66,9 @@ def command(name, *extra, **parameters):
     return " ".join('"' + w + '"' for w in words(name, *extra, **parameters))
 
 
-def unit(name, *extra, **parameters):
+def unit(name, *extra, append=CALM, **parameters):
     """Shell text that makes and starts luvfio-qemu@NAME.service, in this boot and in later ones."""
-    program, *rest = words(name, *extra, qmp=False, **parameters)
+    program, *rest = words(name, *extra, qmp=False, append=append, **parameters)
     lines = [program] + [f"{a} {b}".strip() for a, b in pairs(rest)]
     return f"mkdir -p /etc/luvfio/qemu {LOGS}\ncat >/etc/luvfio/qemu/{name}.conf <<END\n" + "\n".join(lines) + \
         f"\nEND\nsystemctl enable --quiet --now luvfio-qemu@{name}\n"
@@ -88,10 +91,10 @@ HOSTDEV = """<hostdev mode='subsystem' type='pci' managed='no'><driver name='vfi
 slot='0x$(echo {d} | cut -d: -f3 | cut -d. -f1)' function='0x$(echo {d} | cut -d. -f2)'/></source></hostdev>"""
 
 
-def domain(name, device="", smp=1, memory=256, disk="", net="", machine="q35", more=""):
+def domain(name, device="", smp=1, memory=256, disk="", net="", machine="q35", more="", append=CALM):
     """Shell text that defines such a guest as a domain of libvirt."""
     xml = DOMAIN.format(name=name, memory=memory, smp=smp, machine=machine, folder=FOLDER, logs=LOGS, more=more,
-                        append=kernel_command_line(disk=disk, net=net), hostdev=HOSTDEV.format(d=device) if device else "")
+                        append=f"{kernel_command_line(disk=disk, net=net)} {append}", hostdev=HOSTDEV.format(d=device) if device else "")
     return f"cat >/tmp/{name}.xml <<END\n{xml}\nEND\nmust 'domain {name}' virsh define /tmp/{name}.xml\n"
 
 
@@ -291,7 +294,7 @@ def judge(result, gap, boots):
         path = result.out / f"files/settled.{name}"
         settled = int(path.read_text()) if path.exists() else 0
         print(f"# {name}: {log.summary()}")
-        use = log.disk("nvme0n1", after=settled, latency=gap) if name == "disk" else log.net("eth0", after=settled, frames=100)
+        use = log.disk("nvme0n1", after=settled, latency=gap) if name == "disk" else log.net("eth0", after=settled, frames=50)
         report(f"guest {name}", log, gap, use)
         if name == "disk":
             vhost(f"guest {name}", log, boots)
