@@ -38,6 +38,7 @@ static void machine_runs(UpdateMachine *um)
 {
         Update *u = um->update;
         Machine *m = um->machine;
+        _cleanup_free_ char *session = m->session ? NULL : TAKE_PTR(m->session_name);
         int r;
 
         um->incoming = false;
@@ -61,14 +62,10 @@ static void machine_runs(UpdateMachine *um)
                                        .message_id = LUVFIO_MESSAGE_MACHINE_RESUMED,
                                        .update_id = u->id,
                                        .machine = m->name,
-                                       .session = m->session_name,
+                                       .session = session ? session : m->session_name,
                                        .duration_usec = blackout_of(u, m),
                        },
                        "Machine %s runs under the new kernel", m->name);
-        if (!m->session) {
-                free(m->session_name);
-                m->session_name = NULL;
-        }
         luv_machine_set_state(m, MACHINE_RUNNING);
         luv_update_tell(um, MACHINE_EVENT_FINISHED, NULL);
         r = luv_machine_note(m);

@@ -174,7 +174,7 @@ exec luvfioctl update --deadline=120s --cmdline="$(next_cmdline)" /boot/vmlinuz-
 
 
 def guests(out, kernel, rounds, count):
-    """The blackout of guests in unmodified QEMU, each with an igb, and which parts of it they wait for what."""
+    """The blackout of guests in unmodified QEMU, each with an igb, and what it consists of. Microseconds."""
     start = "\n".join(f"vfio-bind $(bdf igb {i})\n" + guest.unit(
         f"guest{i}", devices=[f"$(bdf igb {i})"], memory=192, net="eth0", append="luv.hb=1000") + f"begins guest{i} '^HB 5 ' || exit 1"
         for i in range(1, count + 1))
@@ -185,8 +185,8 @@ def guests(out, kernel, rounds, count):
     blackouts, phases = [], {}
     for name in (f"guest{i}" for i in range(1, count + 1)):
         log = guest.Log((files / f"{name}.log").read_text(errors="replace"))
-        if log.starts != 1 or log.errors:
-            raise progress.Failed(f"{name} did not run on each time: {log.starts} starts, {log.errors[:3]}; see {out}")
+        if log.starts != 1 or log.said():
+            raise progress.Failed(f"{name} did not run on each time: {log.starts} starts, {log.said()[:3]}; see {out}")
         for n in range(rounds):
             report = json.loads((files / f"analyze-{n + 2}.json").read_text())
             report = report.get("report", report)
