@@ -37,13 +37,20 @@ vmm_define() {
         systemctl enable --quiet --no-reload "luvfio-example-vmm@$vmm.service"
 }
 
-# wait_for SECONDS COMMAND...: until COMMAND succeeds.
+# wait_for SECONDS COMMAND...: until COMMAND succeeds. The longer it takes, the more seldom it is tried: what it waits for needs the CPU.
 wait_for() {
-        end=$(($(cut -d. -f1 /proc/uptime) + $1))
+        read -r began _ </proc/uptime
+        end=$((${began%.*} + $1))
         shift
         until "$@" >/dev/null 2>&1; do
-                [ "$(cut -d. -f1 /proc/uptime)" -lt "$end" ] || return 1
-                sleep 0.2
+                read -r now _ </proc/uptime
+                [ "${now%.*}" -lt "$end" ] || return 1
+                case $((${now%.*} - ${began%.*})) in
+                [0-2]) sleep 0.2 ;;
+                ?) sleep 0.5 ;;
+                [1-4]?) sleep 1 ;;
+                *) sleep 3 ;;
+                esac
         done
 }
 

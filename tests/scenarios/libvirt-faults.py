@@ -172,7 +172,7 @@ result = full.run("libvirt-faults", "--image", "virt", "--device", "nvme", "-m",
 full.report(result, ["before", "after"])
 log = guest.read(result, "disk")
 print(f"# {log.summary()}")
-for what, bad in (("lives", log.life(beats=100, gap=GAP)), ("has nothing to complain about", log.said()),
+for what, bad in (("lives", log.life(beats=50, gap=GAP, period=guest.BEAT)), ("has nothing to complain about", log.said()),
                   ("has the use of its device", log.disk("nvme0n1", after=10, latency=GAP))):
     scenario.ok(not bad, f"guest disk {what}", "\n".join(bad[:20]))
 trace = result.trace()

@@ -28,7 +28,7 @@ def domain():
         return re.search(rf"<{element}[^>]*>(.*?)</{element}>", text, re.DOTALL)[1]
 
     bare = guest.DOMAIN.format(name="web1", memory=256, smp=2, machine="q35", folder=guest.FOLDER, logs=guest.LOGS, hostdev=inner("devices"),
-                               more="", append=guest.kernel_command_line(disk="nvme0n1"))
+                               more="", append=f'{guest.kernel_command_line(disk="nvme0n1")} {guest.CALM}')
     for element in ("memoryBacking", "qemu:commandline"):
         bare = re.sub(rf"(<{element}>).*?(</{element}>)", lambda m, e=element: m[1] + inner(e) + m[2], bare, flags=re.DOTALL)
     return f"mkdir -p {guest.LOGS}\ncat >/tmp/web1.xml <<END\n{bare}\nEND\n"

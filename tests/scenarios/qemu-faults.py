@@ -186,7 +186,7 @@ for name in ("disk", "net"):
     log = guest.read(result, name)
     print(f"# {name}: {log.summary()}")
     use = log.disk("nvme0n1", after=10, latency=GAP) if name == "disk" else log.net("eth0", after=30, frames=20, missing=10**6)
-    for what, bad in (("lives", log.life(beats=100, gap=GAP)), ("has nothing to complain about", log.said()),
+    for what, bad in (("lives", log.life(beats=50, gap=GAP, period=guest.BEAT)), ("has nothing to complain about", log.said()),
                       ("has the use of its device", use)):
         scenario.ok(not bad, f"guest {name} {what}", "\n".join(bad[:20]))
 trace = result.trace()

@@ -18,9 +18,10 @@ RUN = "/run/luvguest"
 
 # Kernel messages that are no complaint: vCPUs have stood still, for longer than a deadline scheduler likes.
 HARMLESS = ["sched: DL replenish lagged too much"]
-# For the guest's command line: no more of fio than an emulated CPU does. Guests that want more than there is wait for each other, and how
-# long an I/O takes says nothing of the device.
-CALM = "luv.jobs=1 luv.depth=4 luv.iops=20 luv.probe=200"
+# For the guest's command line: no more of fio than an emulated CPU does, and a slow heart (ms), for each character on a serial console is
+# an exit. Guests that want more than there is wait for each other, and how long an I/O takes says nothing of the device.
+BEAT = 500
+CALM = f"luv.hb={BEAT} luv.jobs=1 luv.depth=4 luv.iops=20 luv.probe=200"
 # What must not happen to a device, whatever else is said.
 RESET = re.compile(r"reset|time(d )?out|I/O error|Abort|hung|NETDEV WATCHDOG|nobody cared|link is (up|down)", re.IGNORECASE)
 
@@ -300,9 +301,9 @@ def judge(result, gap, boots):
             vhost(f"guest {name}", log, boots)
 
 
-def report(who, log, gap, use, period=100):
+def report(who, log, gap, use, period=BEAT):
     """USE: what is wrong with the use of its device. PERIOD of its heart: ms."""
-    for what, bad in (("lives", log.life(beats=100, gap=gap, period=period)), ("has nothing to complain about", log.said()),
+    for what, bad in (("lives", log.life(beats=50, gap=gap, period=period)), ("has nothing to complain about", log.said()),
                       ("has had the use of its device all the time", use)):
         scenario.ok(not bad, f"{who} {what}", "\n".join(bad[:20]))
 
