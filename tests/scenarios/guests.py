@@ -20,17 +20,17 @@ def nic(tap, vhost):
 
 
 # name: device, what it uses for interrupts, vCPUs, the guest's command line, another NIC. In this order they start: those with many
-# vCPUs last, for while they start, the others get little of the host's one CPU.
+# vCPUs while there is little else on the host's one CPU.
 INTX = "pci=nomsi"
 GUESTS = {
+    "disk1": ("nvme 1", "msix", 4, "", nic("tap0", "on")),
+    "net1": ("igb 1", "msix", 2, "", []),
     "disk2": ("nvme 2", "intx", 1, INTX, nic("tap1", "off")),
     "disk3": ("ahci 1", "msi", 1, "", []),
     "net2": ("igb 2", "intx", 1, INTX, []),
     "net3": ("igb 3", "msix", 1, "", []),
     "net4": ("e1000e 1", "intx", 1, INTX, []),
     "net5": ("e1000e 2", "msix", 1, "", []),
-    "net1": ("igb 1", "msix", 2, "", []),
-    "disk1": ("nvme 1", "msix", 4, "", nic("tap0", "on")),
 }
 DISKS = {"nvme": "nvme0n1", "ahci": "sda"}
 DEVICES = [word for kind, count in (("nvme", 2), ("ahci", 1), ("igb", 3), ("e1000e", 2)) for word in ("--device", kind) * count]

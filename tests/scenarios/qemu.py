@@ -3,7 +3,6 @@
 #
 # scenario: unmodified QEMU: Linux guests with a passed-through NVMe and igb go on in another kernel
 # timeout: 3600
-# full: yes
 
 import sys
 from pathlib import Path
