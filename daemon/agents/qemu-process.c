@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 
 #include "agents/qemu-process.h"
+#include "agents/vfio-reset.h"
 #include "util/io.h"
 #include "util/string-util.h"
 #include "util/time-util.h"
@@ -168,6 +169,7 @@ void luv_qemu_files_done(QemuFiles *f)
                 safe_close(f->items[i].fd);
         free(f->items);
         luv_strv_free(f->legacy);
+        luv_strv_free(f->reset);
         luv_strv_free(f->unsupported);
         *f = (QemuFiles) {};
 }
@@ -230,8 +232,13 @@ static int look_at_file(const QemuProcess *p, int number, const char *link, Qemu
         }
         if (r == -EOPNOTSUPP || (r >= 0 && identity.kind == FD_KIND_MEMFD && identity.size == 0))
                 return 0;
-        if (r >= 0 && identity.kind == FD_KIND_VFIO && !is_bound(fd))
+        if (r < 0 || identity.kind != FD_KIND_VFIO)
+                return r < 0 ? r : add_file(f, &fd, &identity);
+        if (!is_bound(fd))
                 return 0;
+        r = luv_vfio_ask_reset_with_board(fd);
+        if (r > 0)
+                r = luv_strv_extend(&f->reset, identity.device);
         return r < 0 ? r : add_file(f, &fd, &identity);
 }
 

@@ -39,6 +39,7 @@ typedef struct QemuFiles {
         QemuFile *items;
         size_t n;
         char **legacy;      /* VFIO devices that it has by their group */
+        char **reset;       /* VFIO devices that a QEMU resets when it begins: PCI addresses */
         char **unsupported; /* memory that cannot be preserved: what is wrong with it */
 } QemuFiles;
 

@@ -31,7 +31,7 @@ luvfiod_up
 mkdir -p $logs /var/lib/libvirt/images
 truncate -s 64M /var/lib/libvirt/images/one.raw
 systemctl enable --quiet --now apparmor virtlogd.socket libvirtd.socket luvfio-libvirt.service
-""" + guest.domain("one", disk="vda", net="eth0", more=DISK + guest.VHOST_NIC) + r"""
+""" + guest.domain("one", disk="vda", net="eth0", more=DISK + guest.nic("tap0", "vhost")) + r"""
 must "it starts" virsh start one
 """ + CONFINED + r"""
 must "it runs fio" begins one '^DISK vda'

@@ -48,7 +48,7 @@ luvfiod_up
 vfio-bind $(bdf nvme) $(bdf igb)
 mkdir -p $logs
 systemctl enable --quiet --now apparmor virtlogd.socket libvirtd.socket luvfio-libvirt.service
-""" + guest.domain("disk", device="$(bdf nvme)", smp=2, disk="nvme0n1", net="eth0", more=guest.VHOST_NIC) + guest.domain("net", device="$(bdf igb)", net="eth0") + r"""
+""" + guest.domain("disk", device="$(bdf nvme)", smp=2, disk="nvme0n1", net="eth0", more=guest.nic("tap0", "vhost")) + guest.domain("net", device="$(bdf igb)", net="eth0") + r"""
 # Both own their devices before either runs: a guest that starts was seen to hang when another's device was reset just then.
 for vm in disk net; do
         must "$vm starts" virsh start --paused $vm

@@ -18,6 +18,7 @@
 #include "agents/qemu-replay.h"
 #include "agents/qmp.h"
 #include "agents/vfio-irq.h"
+#include "agents/vfio-reset.h"
 #include "util/string-util.h"
 #include "util/time-util.h"
 
@@ -460,6 +461,41 @@ START_TEST(wired)
 }
 END_TEST
 
+/* Config space as of a device that has these. */
+static bool reset_with_board(uint8_t pcie_flr, uint8_t advanced, uint8_t no_soft_reset, bool reset_works)
+{
+        uint8_t config[256] = {
+                [0x06] = 0x10,    [0x34] = 0x40,                         /* a list */
+                [0x40] = 0x01,    [0x41] = 0x50, [0x44] = no_soft_reset, /* power management */
+                [0x50] = 0x10,    [0x51] = 0x60, [0x57] = pcie_flr,      /* PCI Express */
+                [0x60] = 0x13,    [0x61] = 0x40, [0x62] = 6,
+                [0x63] = advanced /* advanced features; a loop */
+        };
+
+        return luv_vfio_is_reset_with_board(config, reset_works);
+}
+
+START_TEST(reset)
+{
+        uint8_t none[256] = {}, odd[256] = { [0x06] = 0x10, [0x34] = 0xfc, [0xfc] = 0x01 };
+
+        /* As QEMU's igb and NVMe. */
+        ck_assert(!reset_with_board(0x10, 0, 0x00, true));
+        /* Its e1000e, for which power management would do. */
+        ck_assert(reset_with_board(0, 0, 0x00, true));
+        ck_assert(!reset_with_board(0, 0x03, 0x00, true));
+        ck_assert(reset_with_board(0, 0x01, 0x00, true));
+        ck_assert(!reset_with_board(0, 0, 0x08, true));
+        /* Its AHCI. */
+        ck_assert(reset_with_board(0x10, 0x03, 0x08, false));
+        ck_assert(luv_vfio_is_reset_with_board(none, false));
+        ck_assert(!luv_vfio_is_reset_with_board(none, true));
+        /* A capability that is not whole. */
+        ck_assert(!luv_vfio_is_reset_with_board(odd, true));
+        ck_assert_int_lt(luv_vfio_ask_reset_with_board(STDIN_FILENO), 0);
+}
+END_TEST
+
 /* -- a monitor -- */
 
 #define GREETING                                                                                            \
@@ -724,6 +760,7 @@ int main(void)
         tcase_add_test(tc, configuration);
         tcase_add_test(tc, argv_clean);
         tcase_add_test(tc, wired);
+        tcase_add_test(tc, reset);
         tcase_add_test(tc, qmp);
         tcase_add_test(tc, qmp_last_words);
         tcase_add_test(tc, qmp_bad);

@@ -113,8 +113,13 @@ def pairs(options):
 
 # Frames to a guest's NIC in each boot of the host.
 FRAMES = 20
-# For a domain: such a NIC, by vhost.
-VHOST_NIC = "<interface type='ethernet'><target dev='tap0'/><model type='virtio'/><driver name='vhost'/></interface>"
+
+
+def nic(tap, driver):
+    """For a domain: such a NIC, by DRIVER vhost or qemu."""
+    return f"<interface type='ethernet'><target dev='{tap}'/><model type='virtio'/><driver name='{driver}'/></interface>"
+
+
 
 # Shell text: what scenarios with guests have inside the host.
 SHELL = r"""
