@@ -25,7 +25,7 @@ PLACES = ("root-port", "switch", "pxb", "root")
 TRACE = [
     "pci_cfg_write", "resettable_reset", "resettable_phase_hold_exec", "vtd_dmar_enable", "vtd_ir_enable",
     "vtd_reg_dmar_root", "vtd_dmar_fault", "virtio_set_status", "e1000e_core_ctrl_sw_reset",
-    "igb_core_vf_reset", "pci_nvme_pci_reset", "pci_nvme_mmio_cfg", "ahci_reset",
+    "igb_core_vf_reset", "pci_nvme_pci_reset", "pci_nvme_mmio_cfg",
 ]
 
 

@@ -97,19 +97,18 @@ def between(trace, first, second):
 
 
 # Offset of the PCI Express device control register in QEMU's devices.
-DEVICE_CONTROL = {"igb": 0xA8, "e1000e": 0xE8, "nvme": 0x88}
+DEVICE_CONTROL = {"igb": 0xA8, "nvme": 0x88}
 FUNCTION_LEVEL_RESET = 1 << 15
 
 
 def resets(lines):
-    """The lines that reset a NIC or a disk: by function level reset, by its bus, or by its own register."""
+    """The lines that reset an igb or an NVMe: by function level reset, by its bus, or by its own register."""
     found = []
     for line in lines:
-        m = re.search(r"pci_cfg_write (igb|e1000e|nvme)\S* \S+ @0x([0-9a-f]+) <- 0x([0-9a-f]+)", line)
+        m = re.search(r"pci_cfg_write (igb|nvme)\S* \S+ @0x([0-9a-f]+) <- 0x([0-9a-f]+)", line)
         if m:
             if int(m[2], 16) == DEVICE_CONTROL[m[1]] and int(m[3], 16) & FUNCTION_LEVEL_RESET:
                 found.append(line)
-        elif re.search(r"resettable_\S+ .*\((igb|e1000e|nvme|ich9-ahci)\)|pci_nvme_pci_reset|igb_core_vf_reset|"
-                       r"e1000e_core_ctrl_sw_reset|ahci_reset", line):
+        elif re.search(r"resettable_\S+ .*\((igb|nvme)\)|pci_nvme_pci_reset|igb_core_vf_reset", line):
             found.append(line)
     return found
