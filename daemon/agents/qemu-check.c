@@ -333,9 +333,8 @@ static int check_files(const QemuFiles *files, Blockers *b)
                                      *x);
         for (char **x = files->reset; x && *x && r >= 0; x++)
                 r = luv_blockers_add(b, "Take the device out of the machine, or sacrifice the machine.",
-                                     "QEMU would reset device %s when it takes it over, for the device has "
-                                     "no function "
-                                     "level reset",
+                                     "QEMU would reset device %s when it takes it over, for it has no "
+                                     "function level reset",
                                      *x);
         for (char **x = files->unsupported; x && *x && r >= 0; x++)
                 r = luv_blockers_add(b, REMEDY_MEMORY, "memory of QEMU cannot be preserved: %s", *x);
