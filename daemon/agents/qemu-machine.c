@@ -458,7 +458,9 @@ static void on_resume(struct luvfio *l, const struct luvfio_event *event, void *
                         fail(m, r, reason);
                         return;
                 }
-        }
+        } else if (m->n_held == 0 && retrieve_all(m) < 0)
+                /* An earlier run of this program has them by these names. They are QEMU's in any case. */
+                luv_qemu_drop_held(m);
         r = resumed(m, luvfio_now());
         /* Too late, but the guest runs: the next run of this program takes it up, and comes late. */
         if (r < 0 && luvfio_is_attached(l))

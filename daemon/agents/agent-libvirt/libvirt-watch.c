@@ -45,11 +45,12 @@ static bool takes_part(GVirDomain *domain)
         return metadata != NULL;
 }
 
-static void systemctl(const char *verb, const char *domain)
+static bool systemctl(const char *verb, const char *option, const char *domain)
 {
         _cleanup_free_ char *unit = luv_strf("luvfio-libvirt@%s.service", domain);
-        const char *argv[] = { "systemctl", verb, "--now", "--no-block", "--quiet", unit, NULL };
+        const char *argv[] = { "systemctl", "--quiet", "--no-block", verb, unit, option, NULL };
         GError *error = NULL;
+        int status;
 
         /* A name that is none for a machine of luvfiod would not be one for a unit either. */
         if (!unit || !luv_machine_name_valid(domain)) {
@@ -57,13 +58,24 @@ static void systemctl(const char *verb, const char *domain)
                                 "characters than "
                                 "A-Z a-z 0-9 _ . -, or more than 48",
                                 domain);
-                return;
+                return false;
         }
-        if (!g_spawn_sync(NULL, (char **) argv, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL, NULL, NULL,
+        if (!g_spawn_sync(NULL, (char **) argv, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL, NULL, &status,
                           &error)) {
                 luv_log_warning("systemctl %s %s: %s", verb, unit, error->message);
                 g_error_free(error);
+                return false;
         }
+        return status == 0;
+}
+
+/* systemd loads all its units again after each "enable", while a guest may wait for it in a new kernel. */
+static void take_part(const char *domain)
+{
+        if (systemctl("is-enabled", NULL, domain))
+                (void) systemctl("start", NULL, domain);
+        else
+                (void) systemctl("enable", "--now", domain);
 }
 
 static void look_at(GVirDomain *domain)
@@ -75,7 +87,7 @@ static void look_at(GVirDomain *domain)
         if (info)
                 g_boxed_free(GVIR_TYPE_DOMAIN_INFO, info);
         if (runs && takes_part(domain))
-                systemctl("enable", gvir_domain_get_name(domain));
+                take_part(gvir_domain_get_name(domain));
 }
 
 static void on_started(GVirDomain *domain, gpointer userdata)
@@ -90,7 +102,7 @@ static void on_stopped(GVirDomain *domain, gpointer userdata)
 
         /* Not one that is on its way into another kernel. */
         if (image && access(image, F_OK) < 0)
-                systemctl("disable", gvir_domain_get_name(domain));
+                (void) systemctl("disable", "--now", gvir_domain_get_name(domain));
 }
 
 /* Said to take part while it runs, or not to any more. */

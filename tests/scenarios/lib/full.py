@@ -46,7 +46,7 @@ def overlay():
     compile_c("map-anonymous.c", tree / "usr/lib/rogue/map-anonymous", *libluvfio())
     compile_c("legacy-kexec.c", tree / "usr/lib/rogue/legacy-kexec", "-static")
     for fault in ("eio", "busy", "dies"):
-        compile_c(f"{fault}.c", tree / f"usr/lib/rogue/{fault}.so", "-shared", "-fPIC")
+        compile_c(f"{fault}.c", tree / f"usr/lib/rogue/{fault}.so", "-shared", "-fPIC", "-Wl,--as-needed", *libluvfio())
     shutil.copy(HERE / "guest.sh", tree / "usr/lib/rogue/guest.sh")
     shutil.copy(HERE.parents[1] / "lib/vmm.sh", tree / "usr/lib/luvhost/vmm.sh")
     (tree / "usr/lib/systemd/system/rogue@.service").write_text(UNIT)
