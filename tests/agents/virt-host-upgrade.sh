@@ -14,7 +14,13 @@ cat >"$work/luvfioctl" <<'END'
 #!/bin/sh
 echo "luvfioctl $*" >>"$WORK/log"
 case $1 in
-check) echo '{"findings":[]}' && exit "${CHECK:-0}" ;;
+check)
+        echo '{"findings":[]}'
+        case "$*" in
+        *--json*) exit "${CHECK:-0}" ;;
+        *) exit "${SHOWN:-${CHECK:-0}}" ;;
+        esac
+        ;;
 stage) exit "${STAGE:-0}" ;;
 update) exit "${UPDATE:-0}" ;;
 status) echo '{"state":"idle"}' ;;
@@ -57,6 +63,8 @@ history='{"updates":[{"updateId":"0123abc","result":"done"}]}'
 run 0 --check /k
 happened 'check /k {"findings":[]}'
 CHECK=3 run 3 --check /k
+SHOWN=3 run 3 --check /k
+SHOWN=0 CHECK=3 run 3 --check /k
 REFUSE=check run 3 --check /k
 run 0 --cmdline='a b' --deadline=5 /k
 happened 'check /k {"findings":[]}' 'luvfioctl stage /k --cmdline=a b' 'staged /k {"machines":[]}' 'begin /k {"machines":[]}' \
