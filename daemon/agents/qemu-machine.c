@@ -518,8 +518,11 @@ static int on_process_end(sd_event_source *s, int fd, uint32_t revents, void *us
         return sd_event_exit(m->config.event, code);
 }
 
+static int watch_monitor(QemuMachine *m);
+
 static int on_monitor(sd_event_source *s, int fd, uint32_t revents, void *userdata)
 {
+        _cleanup_free_ char *reason = NULL;
         QemuMachine *m = userdata;
         bool changed = m->unanswered;
         int r;
@@ -527,15 +530,30 @@ static int on_monitor(sd_event_source *s, int fd, uint32_t revents, void *userda
         r = luv_qmp_process(m->qmp);
         if (r < 0) {
                 m->qmp_source = sd_event_source_disable_unref(m->qmp_source);
-                /* The end of its process tells the rest; or, where its monitor is another's, begin anew. */
-                if (!m->config.backend->stops_machine)
-                        fail(m, r, "its monitor cannot be reached any more");
+                /* The end of its process tells the rest; or its monitor is another's, which may come again.
+                 */
+                if (!m->config.backend->reopen)
+                        return 0;
+                r = m->state == QEMU_RUNNING ? m->config.backend->reopen(m, &reason) : r;
+                if (r >= 0)
+                        r = watch_monitor(m);
+                if (r < 0) {
+                        fail(m, r, reason ? reason : "its monitor cannot be reached any more");
+                        return 0;
+                }
+                changed = true;
         }
         m->unanswered = false;
         changed = has_changed(m) || changed;
-        if (changed && m->state == QEMU_RUNNING && r >= 0)
+        if (changed && m->state == QEMU_RUNNING)
                 (void) check(m);
         return 0;
+}
+
+static int watch_monitor(QemuMachine *m)
+{
+        return sd_event_add_io(m->config.event, &m->qmp_source, luv_qmp_get_fd(m->qmp), EPOLLIN, on_monitor,
+                               m);
 }
 
 static int on_stop_deadline(sd_event_source *s, uint64_t usec, void *userdata)
@@ -595,8 +613,7 @@ int luv_qemu_adopt(QemuMachine *m)
         r = sd_event_add_io(m->config.event, &m->process_source, m->process.pidfd, EPOLLIN, on_process_end,
                             m);
         if (r >= 0)
-                r = sd_event_add_io(m->config.event, &m->qmp_source, luv_qmp_get_fd(m->qmp), EPOLLIN,
-                                    on_monitor, m);
+                r = watch_monitor(m);
         if (r < 0)
                 return r;
         m->state = QEMU_RUNNING;

@@ -74,6 +74,8 @@ struct QemuBackend {
          * run: one that has been captured, or one that the machine is coming into.
          */
         int (*take_up)(QemuMachine *m, char **ret_reason);
+        /* The monitor of a QEMU that runs on has ended, since it is another's: begins anew. Or NULL. */
+        int (*reopen)(QemuMachine *m, char **ret_reason);
         /* A new machine, adopted. -ECHILD: QEMU could not be started. */
         int (*start)(QemuMachine *m, char **ret_reason);
         /* All of it is in its document by now; what else has to be done before the jump. Or NULL. */

@@ -101,6 +101,52 @@ START_TEST(change_xml)
 }
 END_TEST
 
+/* What libvirt has of a domain that runs. */
+START_TEST(tidy)
+{
+        static const char bare
+                        [] = "<domstatus state=\"running\"><domain><name>a &amp; b</name><qemu:commandline>"
+                             "<qemu:arg value=\"-x\"></qemu:arg></qemu:commandline></domain></domstatus>",
+                    status[] = "<!-- made by libvirt -->\n<domstatus state='running'><domain><name>a &amp; b"
+                               "</name><qemu:commandline><qemu:arg value='-x'/><qemu:arg value='-incoming'/>"
+                               "<qemu:arg value='{}'/></qemu:commandline></domain></domstatus>";
+        static const struct {
+                const char *name, *text;
+        } files[] = {
+                { "came.xml", status }, { "never.xml", bare },     { "came.pid", status },
+                { "bad.xml", "<dom" },  { "pool.xml", "<pool/>" },
+        };
+        char dir[] = "/tmp/test-libvirt-XXXXXX";
+        _cleanup_free_ char *text = NULL;
+        size_t size;
+        int fd;
+
+        ck_assert_ptr_nonnull(mkdtemp(dir));
+        fd = open(dir, O_DIRECTORY | O_CLOEXEC);
+        ck_assert_int_ge(fd, 0);
+        for (size_t i = 0; i < ELEMENTSOF(files); i++)
+                ck_assert_int_eq(luv_write_file_atomic(fd, files[i].name, files[i].text,
+                                                       strlen(files[i].text), 0600),
+                                 0);
+        ck_assert_int_eq(luv_libvirt_tidy(dir, false), 1);
+        ck_assert_int_eq(luv_libvirt_tidy(dir, true), 1);
+        ck_assert_int_eq(luv_libvirt_tidy(dir, true), 0);
+        ck_assert_int_eq(luv_read_file(fd, "came.xml", 1 << 20, &text, &size), 0);
+        ck_assert_str_eq(text, bare);
+        for (size_t i = 1; i < ELEMENTSOF(files); i++) {
+                _cleanup_free_ char *same = NULL;
+
+                ck_assert_int_eq(luv_read_file(fd, files[i].name, 1 << 20, &same, &size), 0);
+                ck_assert_str_eq(same, files[i].text);
+        }
+        for (size_t i = 0; i < ELEMENTSOF(files); i++)
+                ck_assert_int_eq(unlinkat(fd, files[i].name, 0), 0);
+        close(fd);
+        ck_assert_int_eq(rmdir(dir), 0);
+        ck_assert_int_eq(luv_libvirt_tidy(dir, true), 0);
+}
+END_TEST
+
 START_TEST(image)
 {
         _cleanup_free_ char *data = NULL, *reason = NULL, *again = malloc(100000), *xml = NULL;
@@ -164,6 +210,7 @@ int main(void)
 
         tcase_add_test(tc, read_xml);
         tcase_add_test(tc, change_xml);
+        tcase_add_test(tc, tidy);
         tcase_add_test(tc, image);
         suite_add_tcase(s, tc);
         sr = srunner_create(s);

@@ -149,6 +149,22 @@ static int take_up(QemuMachine *m, char **ret_reason)
         return 0;
 }
 
+/* libvirt has been started anew. */
+static int reopen(QemuMachine *m, char **ret_reason)
+{
+        _cleanup_(domain_done) Domain d = {};
+        int r;
+
+        r = open_monitor(m, ret_reason);
+        if (r >= 0)
+                r = get_domain(m, luv_now_usec() + START_DEADLINE_USEC, &d, ret_reason);
+        if (r < 0)
+                return r;
+        return d.active && d.pid == (uint64_t) m->process.pid
+                               ? 0
+                               : luv_reason(ret_reason, -ESTALE, "libvirt has another QEMU of it, or none");
+}
+
 static int start(QemuMachine *m, char **ret_reason)
 {
         return luv_reason(ret_reason, -ECHILD, "the domain does not run");
@@ -310,6 +326,7 @@ static int go_on(QemuMachine *m, uint64_t deadline, char **ret_reason)
 const QemuBackend luv_qemu_of_libvirt = {
         .vmm = "QEMU of libvirt, by luvfio-libvirt",
         .take_up = take_up,
+        .reopen = reopen,
         .start = start,
         .captured = captured,
         .go_on = go_on,

@@ -83,7 +83,7 @@ static int judge(sd_json_variant *machines, const char *domain, const LibvirtXml
         return 1;
 }
 
-static int list_machines(sd_varlink **ret_link, sd_json_variant **ret)
+int luv_libvirt_list_machines(sd_varlink **ret_link, sd_json_variant **ret)
 {
         const char *socket = secure_getenv("LUVFIO_HOST_SOCKET"), *error = NULL;
         sd_json_variant *reply;
@@ -118,7 +118,7 @@ int luv_libvirt_hook_run(const char *domain, const char *operation, const char *
                 (void) fprintf(stderr, "luvfiod: domain %s: %s\n", domain, reason ? reason : strerror(-r));
                 return EXIT_FAILURE;
         }
-        r = list_machines(&link, &machines);
+        r = luv_libvirt_list_machines(&link, &machines);
         /* A host without luvfiod has nothing to lose by it. */
         r = r < 0 ? 1 : judge(machines, domain, &x);
         sd_varlink_close_unref(link);

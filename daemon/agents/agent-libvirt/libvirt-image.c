@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <glib.h>
 #include <zlib.h>
 
 #include "agents/agent-libvirt/libvirt-private.h"
 #include "util/io.h"
+#include "util/log.h"
 #include "util/string-util.h"
 
 /*
@@ -21,6 +23,8 @@ typedef struct __attribute__((packed)) ImageHeader {
         uint32_t version, xml_size, running, compressed, cookie;
         uint32_t unused[14];
 } ImageHeader;
+
+#define STATUS_SIZE_MAX ((size_t) 16 * 1024 * 1024)
 
 /* As libvirt itself writes them. */
 #define QEMU_NAMESPACE "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -55,10 +59,12 @@ static int parse(const char *xml, const GMarkupParser *parser, void *userdata, c
 /* Writes what it reads, but for the arguments of QEMU. */
 typedef struct Copy {
         GString *out;
-        const char *channel;
-        bool commandline; /* there is one */
-        unsigned skip;    /* arguments yet */
-        bool skipping;    /* one */
+        const char *root;
+        const char *channel; /* NULL: none is to be added */
+        bool commandline;    /* there is one */
+        unsigned skip;       /* arguments yet */
+        bool skipping;       /* one */
+        bool skipped;        /* any */
 } Copy;
 
 static void copy_text(GMarkupParseContext *c, const char *text, gsize size, gpointer userdata,
@@ -77,7 +83,7 @@ static void copy_start(GMarkupParseContext *c, const char *name, const char **na
 {
         Copy *x = userdata;
 
-        if (!g_markup_parse_context_get_element_stack(c)->next && !streq(name, "domain")) {
+        if (!g_markup_parse_context_get_element_stack(c)->next && !streq(name, x->root)) {
                 g_set_error(error, G_MARKUP_ERROR, G_MARKUP_ERROR_UNKNOWN_ELEMENT, "it begins with <%s>",
                             name);
                 return;
@@ -88,6 +94,7 @@ static void copy_start(GMarkupParseContext *c, const char *name, const char **na
                 if (streq(attribute(names, values, "value"), "-incoming"))
                         x->skip = 2;
                 x->skipping = x->skip > 0;
+                x->skipped = x->skipped || x->skipping;
                 x->skip -= x->skipping;
         }
         if (x->skipping)
@@ -112,6 +119,8 @@ static void add_argument(Copy *x, const char *value)
 
 static void add_incoming(Copy *x)
 {
+        if (!x->channel)
+                return;
         add_argument(x, "-incoming");
         add_argument(x, x->channel);
 }
@@ -126,7 +135,7 @@ static void copy_end(GMarkupParseContext *c, const char *name, gpointer userdata
         }
         if (streq(name, COMMANDLINE))
                 add_incoming(x);
-        else if (!x->commandline && !g_markup_parse_context_get_element_stack(c)->next) {
+        else if (x->channel && !x->commandline && !g_markup_parse_context_get_element_stack(c)->next) {
                 g_string_append(x->out, "<" COMMANDLINE " xmlns:qemu=\"" QEMU_NAMESPACE "\">");
                 add_incoming(x);
                 g_string_append(x->out, "</" COMMANDLINE ">");
@@ -134,28 +143,76 @@ static void copy_end(GMarkupParseContext *c, const char *name, gpointer userdata
         g_string_append_printf(x->out, "</%s>", name);
 }
 
-int luv_libvirt_image_xml(const char *xml, const char *cpr_path, char **ret, char **ret_reason)
+static int copy(Copy *x, const char *xml, char **ret, char **ret_reason)
 {
         static const GMarkupParser parser = { .start_element = copy_start,
                                               .end_element = copy_end,
                                               .text = copy_text };
+        int r;
+
+        x->out = g_string_new(NULL);
+        r = parse(xml, &parser, x, ret_reason);
+        if (r >= 0) {
+                *ret = strdup(x->out->str);
+                r = *ret ? 0 : -ENOMEM;
+        }
+        g_string_free(x->out, TRUE);
+        return r;
+}
+
+int luv_libvirt_image_xml(const char *xml, const char *cpr_path, char **ret, char **ret_reason)
+{
         _cleanup_free_ char *channel =
                         luv_strf("{\"channel-type\":\"cpr\",\"addr\":{\"transport\":\"socket\",\"type\":"
                                  "\"unix\",\"path\":\"%s\"}}",
                                  cpr_path);
-        Copy x = { .channel = channel };
+        Copy x = { .root = "domain", .channel = channel };
+
+        return channel ? copy(&x, xml, ret, ret_reason) : -ENOMEM;
+}
+
+/* 1: what was added to a saved machine's XML is in this status of a domain; *RET is without. */
+static int tidy_status(const char *path, char **ret)
+{
+        _cleanup_free_ char *xml = NULL, *without = NULL, *reason = NULL;
+        Copy x = { .root = "domstatus" };
+        size_t size;
         int r;
 
-        if (!channel)
-                return -ENOMEM;
-        x.out = g_string_new(NULL);
-        r = parse(xml, &parser, &x, ret_reason);
-        if (r >= 0) {
-                *ret = strdup(x.out->str);
-                r = *ret ? 0 : -ENOMEM;
+        r = luv_read_file(AT_FDCWD, path, STATUS_SIZE_MAX, &xml, &size);
+        if (r >= 0)
+                r = copy(&x, xml, &without, &reason);
+        if (r < 0) {
+                luv_log_warning("%s: %s", path, reason ? reason : strerror(-r));
+                return r;
         }
-        g_string_free(x.out, TRUE);
-        return r;
+        *ret = TAKE_PTR(without);
+        return x.skipped;
+}
+
+int luv_libvirt_tidy(const char *dir, bool write)
+{
+        const struct dirent *e;
+        DIR *d = opendir(dir);
+        int n = 0;
+
+        if (!d)
+                return errno == ENOENT ? 0 : negative_errno();
+        while ((e = readdir(d))) {
+                _cleanup_free_ char *path = luv_strf("%s/%s", dir, e->d_name), *without = NULL;
+                const char *dot = strrchr(e->d_name, '.');
+                int r;
+
+                if (!path || !dot || !streq(dot, ".xml") || tidy_status(path, &without) <= 0)
+                        continue;
+                r = write ? luv_write_file_atomic(AT_FDCWD, path, without, strlen(without), 0600) : 0;
+                if (r < 0)
+                        luv_log_error(r, "%s cannot be written", path);
+                else
+                        n++;
+        }
+        (void) closedir(d);
+        return n;
 }
 
 /* gzip's format. */

@@ -121,6 +121,12 @@ static void do_and_answer(Monitor *m, sd_json_variant *id, int (*what)(virDomain
         answer(m, id, v);
 }
 
+/* libvirt may have been about to start it by itself. */
+static int start(virDomainPtr domain)
+{
+        return virDomainCreate(domain) < 0 && virDomainIsActive(domain) <= 0 ? -1 : 0;
+}
+
 /* What QEMU answers has an id of libvirt's. */
 static void pass_on(Monitor *m, sd_json_variant *id, sd_json_variant *command)
 {
@@ -177,7 +183,7 @@ static void take_line(Monitor *m, const char *line)
         } else if (streq(name, LIBVIRT_COMMAND_DOMAIN))
                 tell_domain(m, id);
         else if (streq(name, LIBVIRT_COMMAND_START))
-                do_and_answer(m, id, virDomainCreate);
+                do_and_answer(m, id, start);
         else if (streq(name, LIBVIRT_COMMAND_DESTROY))
                 do_and_answer(m, id, virDomainDestroy);
         else

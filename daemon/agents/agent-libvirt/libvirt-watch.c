@@ -19,7 +19,7 @@
 typedef struct Watch {
         GMainLoop *loop;
         GVirConnection *connection;
-        virConnectPtr handle; /* the same, for events that libvirt-glib does not have */
+        virConnectPtr handle; /* the same, for what libvirt-glib does not have */
         int status;
 } Watch;
 
@@ -45,21 +45,12 @@ static bool takes_part(GVirDomain *domain)
         return metadata != NULL;
 }
 
-static bool systemctl(const char *verb, const char *option, const char *domain)
+static bool systemctl(const char *verb, const char *option, const char *unit)
 {
-        _cleanup_free_ char *unit = luv_strf("luvfio-libvirt@%s.service", domain);
         const char *argv[] = { "systemctl", "--quiet", "--no-block", verb, unit, option, NULL };
         GError *error = NULL;
         int status;
 
-        /* A name that is none for a machine of luvfiod would not be one for a unit either. */
-        if (!unit || !luv_machine_name_valid(domain)) {
-                luv_log_warning("Domain \"%s\" cannot take part in live updates: its name has other "
-                                "characters than "
-                                "A-Z a-z 0-9 _ . -, or more than 48",
-                                domain);
-                return false;
-        }
         if (!g_spawn_sync(NULL, (char **) argv, NULL, G_SPAWN_SEARCH_PATH, NULL, NULL, NULL, NULL, &status,
                           &error)) {
                 luv_log_warning("systemctl %s %s: %s", verb, unit, error->message);
@@ -69,13 +60,30 @@ static bool systemctl(const char *verb, const char *option, const char *domain)
         return status == 0;
 }
 
+/* The unit of its agent; NULL: it cannot have one. */
+static char *unit_of(const char *domain)
+{
+        /* A name that is none for a machine of luvfiod would not be one for a unit either. */
+        if (luv_machine_name_valid(domain))
+                return luv_strf("luvfio-libvirt@%s.service", domain);
+        luv_log_warning("Domain \"%s\" cannot take part in live updates: its name has other characters than "
+                        "A-Z a-z 0-9 _ . -, or more than 48",
+                        domain);
+        return NULL;
+}
+
 /* systemd loads all its units again after each "enable", while a guest may wait for it in a new kernel. */
 static void take_part(const char *domain)
 {
-        if (systemctl("is-enabled", NULL, domain))
-                (void) systemctl("start", NULL, domain);
-        else
-                (void) systemctl("enable", "--now", domain);
+        _cleanup_free_ char *unit = unit_of(domain);
+
+        if (unit && systemctl("is-enabled", NULL, unit))
+                (void) systemctl("start", NULL, unit);
+        else if (unit)
+                (void) systemctl("enable", "--now", unit);
+        /* It may have been started with what it is not to be started with again. */
+        if (luv_libvirt_tidy(LIBVIRT_STATUS_DIR, false) > 0)
+                (void) systemctl("start", NULL, "luvfio-libvirt-settle.service");
 }
 
 static void look_at(GVirDomain *domain)
@@ -98,11 +106,12 @@ static void on_started(GVirDomain *domain, gpointer userdata)
 /* The agent ends by itself with its machine. */
 static void on_stopped(GVirDomain *domain, gpointer userdata)
 {
-        _cleanup_free_ char *image = luv_strf(LIBVIRT_SAVE_DIR "/%s.save", gvir_domain_get_name(domain));
+        _cleanup_free_ char *image = luv_strf(LIBVIRT_SAVE_DIR "/%s.save", gvir_domain_get_name(domain)),
+                            *unit = unit_of(gvir_domain_get_name(domain));
 
         /* Not one that is on its way into another kernel. */
-        if (image && access(image, F_OK) < 0)
-                (void) systemctl("disable", "--now", gvir_domain_get_name(domain));
+        if (image && unit && access(image, F_OK) < 0)
+                (void) systemctl("disable", "--now", unit);
 }
 
 /* Said to take part while it runs, or not to any more. */
@@ -137,7 +146,7 @@ static void on_added(GVirConnection *connection, GVirDomain *domain, gpointer us
         watch(domain);
 }
 
-static void on_closed(GVirConnection *connection, gpointer userdata)
+static void on_closed(virConnectPtr handle, int reason, void *userdata)
 {
         Watch *w = userdata;
 
@@ -166,8 +175,12 @@ static int open_connection(Watch *w)
                 return -ENOTCONN;
         }
         (void) g_signal_connect(w->connection, "domain-added", G_CALLBACK(on_added), w);
-        (void) g_signal_connect(w->connection, "connection-closed", G_CALLBACK(on_closed), w);
         g_object_get(w->connection, "handle", &w->handle, NULL);
+        /* libvirt-glib's "connection-closed" is its own doing alone. */
+        if (virConnectRegisterCloseCallback(w->handle, on_closed, w, NULL) < 0) {
+                luv_log(LOG_ERR, "libvirt would not tell of its end: %s", virGetLastErrorMessage());
+                return -EIO;
+        }
         /* by way of void (*)(void), which compilers take for what it is: any function at all */
         if (virConnectDomainEventRegisterAny(w->handle, NULL, VIR_DOMAIN_EVENT_ID_METADATA_CHANGE,
                                              VIR_DOMAIN_EVENT_CALLBACK((void (*)(void)) on_metadata), w,

@@ -18,6 +18,8 @@ static void usage(FILE *f)
         (void) fputs("luvfio-libvirt --watch\n"
                      "luvfio-libvirt --domain NAME\n"
                      "luvfio-libvirt --hook DOMAIN OPERATION PART [...]\n"
+                     "luvfio-libvirt --settle\n"
+                     "luvfio-libvirt --tidy\n"
                      "\n"
                      "Takes domains of libvirt through live updates of the host's kernel.\n"
                      "\n"
@@ -25,6 +27,11 @@ static void usage(FILE *f)
                      "  --domain NAME     is one, for this domain\n"
                      "  --hook            says whether libvirt may start a domain, whose XML is on standard "
                      "input\n"
+                     "  --settle          waits until all domains are there, and has libvirt start anew if "
+                     "that is needed to\n"
+                     "                    forget what they were started with\n"
+                     "  --tidy            what is forgotten is taken out of libvirt's files; before it "
+                     "starts\n"
                      "  -h, --help\n"
                      "  --version\n",
                      f);
@@ -76,18 +83,20 @@ static int run_domain(const char *name)
 
 int main(int argc, char **argv)
 {
-        enum { WATCH = 256, DOMAIN, HOOK, MONITOR };
+        enum { WATCH = 256, DOMAIN, HOOK, MONITOR, SETTLE, TIDY };
         static const struct option options[] = {
                 { "watch", no_argument, NULL, WATCH },
                 { "domain", required_argument, NULL, DOMAIN },
                 { "hook", no_argument, NULL, HOOK },
                 { "monitor", required_argument, NULL, MONITOR },
+                { "settle", no_argument, NULL, SETTLE },
+                { "tidy", no_argument, NULL, TIDY },
                 { "help", no_argument, NULL, 'h' },
                 { "version", no_argument, NULL, 'V' },
                 {},
         };
         const char *domain = NULL, *monitor = NULL;
-        bool watch = false, hook = false;
+        bool watch = false, hook = false, settle = false, tidy = false;
         int c, r;
 
         while ((c = getopt_long(argc, argv, "h", options, NULL)) >= 0)
@@ -104,6 +113,12 @@ int main(int argc, char **argv)
                 case MONITOR:
                         monitor = optarg;
                         break;
+                case SETTLE:
+                        settle = true;
+                        break;
+                case TIDY:
+                        tidy = true;
+                        break;
                 case 'h':
                         usage(stdout);
                         return 0;
@@ -113,12 +128,17 @@ int main(int argc, char **argv)
                 default:
                         return 2;
                 }
-        if (hook && !watch && !domain && !monitor && argc - optind >= 3)
-                return luv_libvirt_hook_run(argv[optind], argv[optind + 1], argv[optind + 2]);
-        if (hook || optind != argc || watch + (domain != NULL) + (monitor != NULL) != 1) {
+        if (watch + hook + settle + tidy + (domain != NULL) + (monitor != NULL) != 1 ||
+            (hook ? argc - optind < 3 : argc != optind)) {
                 usage(stderr);
                 return 2;
         }
+        if (hook)
+                return luv_libvirt_hook_run(argv[optind], argv[optind + 1], argv[optind + 2]);
+        if (settle)
+                return luv_libvirt_settle_run();
+        if (tidy)
+                return luv_libvirt_tidy(LIBVIRT_STATUS_DIR, true) < 0 ? EXIT_FAILURE : EXIT_SUCCESS;
         if (watch)
                 return luv_libvirt_watch_run();
         if (monitor)
