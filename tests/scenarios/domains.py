@@ -62,10 +62,13 @@ AFTER = COMMON + r"""
 check "another kernel runs" sh -c '[ $(uname -r) != $(cat /var/log/before) ]'
 for vm in $all; do
         check "$vm runs" wait_for 900 machine_is $vm running
+done
+check "the update is over" wait_for 600 update_is idle
+check "libvirt forgets how they came" wait_for 300 forgotten $all
+for vm in $all; do
         check "$vm: jumps" test "$(machine_field $vm generation)" -eq $((LUV_BOOT - 1))
         check "$vm: libvirt has it running" test "$(virsh domstate $vm)" = running
 done
-check "the update is over" wait_for 600 update_is idle
 check "AppArmor denied nothing" sh -c '! dmesg | grep "apparmor=.DENIED"'
 interrupts
 for vm in $all; do

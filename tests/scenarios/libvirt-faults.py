@@ -38,6 +38,10 @@ another() {
 libvirtd() {
         systemctl show -P MainPID libvirtd
 }
+# Once is enough: it looks at all of them.
+watches_again() {
+        [ "$(systemctl show -P NRestarts luvfio-libvirt)" -eq 1 ] && systemctl is-active luvfio-libvirt
+}
 metadata() {
         virsh metadata disk --uri https://luvfio.org/xmlns/libvirt/domain/1.0 --key luvfio "$@" --config --live
 }
@@ -111,6 +115,7 @@ old=$(libvirtd)
 kill -KILL $old
 check "libvirtd killed: virsh is answered" wait_for 60 virsh domstate disk
 check "libvirtd killed: by another" another libvirtd $old
+check "libvirtd killed: what looks for domains has begun anew" wait_for 60 watches_again
 well "libvirtd killed"
 
 # As in qemu-faults: while it captures the domain.
@@ -158,6 +163,7 @@ printf resumed >/run/dies.disk
 systemctl restart luvfio-libvirt@disk
 mark 3
 well mended
+check "libvirt forgets how it came" wait_for 120 forgotten disk
 check "its agent was killed" test ! -e /run/dies.disk
 check "it has gone on where it was" goes_on disk $(cat /var/log/beats)
 check "its XML is as it was" sh -c 'virsh dumpxml --inactive disk | diff /var/log/disk.xml -'

@@ -71,6 +71,7 @@ check "another kernel runs" sh -c '[ $(uname -r) != $(cat /var/log/before) ]'
 must "web1 runs" wait_for 300 machine_is web1 running
 check "web1 goes on" wait_for 60 goes_on web1 $(beats web1)
 check "the update is over" wait_for 60 update_is idle
+check "libvirt forgets how it came" wait_for 120 forgotten web1
 """ + guide("afterwards", AFTERWARDS) + r"""
 check "virsh list says running" sh -c "virsh list | grep -w 'web1 *running'"
 check "history says done" sh -c "luvfioctl history | grep done"

@@ -50,6 +50,7 @@ explain
 AFTER = guest.SHELL + r"""
 check "another kernel runs" sh -c '[ $(uname -r) != $(cat /var/log/before) ]'
 check "it runs" wait_for 300 machine_is one running
+check "libvirt forgets how it came" wait_for 120 forgotten one
 check "libvirt has it running" test "$(virsh domstate one)" = running
 virsh dumpxml --inactive one >/tmp/one.xml
 check "its XML is as it was" diff /var/log/one.xml /tmp/one.xml

@@ -146,6 +146,12 @@ settled() {
 goes_on() {
         [ "$(beats $1)" -gt "$2" ]
 }
+# forgotten DOMAIN...: libvirt does not know any more how they came, for which its daemon was started anew. (It answers.)
+forgotten() {
+        for vm; do
+                virsh dumpxml $vm >/tmp/$vm.live && ! grep -e -incoming /tmp/$vm.live || return 1
+        done
+}
 # frames INTERFACE: sends this boot's frames, as guests expect them, ten a second.
 frames() {
         python3 - "$1" $(((LUV_BOOT - 1) * @FRAMES@)) @FRAMES@ <<'END'
