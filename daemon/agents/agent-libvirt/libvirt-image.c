@@ -197,7 +197,7 @@ int luv_libvirt_tidy(const char *dir, bool write)
         int n = 0;
 
         if (!d)
-                return errno == ENOENT ? 0 : negative_errno();
+                return errno == ENOENT ? 0 : luv_log_error(negative_errno(), "%s cannot be read", dir);
         while ((e = readdir(d))) {
                 _cleanup_free_ char *path = luv_strf("%s/%s", dir, e->d_name), *without = NULL;
                 const char *dot = strrchr(e->d_name, '.');

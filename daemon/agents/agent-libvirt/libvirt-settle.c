@@ -56,5 +56,6 @@ int luv_libvirt_settle_run(void)
         /* Patterns: there is one or the other. */
         (void) execlp("systemctl", "systemctl", "try-restart", "libvirtd.servic[e]", "virtqemud.servic[e]",
                       NULL);
+        luv_log_error(negative_errno(), "systemctl cannot be run; start libvirt's daemon anew by hand");
         return EXIT_FAILURE;
 }
